@@ -1,0 +1,1 @@
+"""Linear over-parameterisation for pruned timm models."""
