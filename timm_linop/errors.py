@@ -1,4 +1,4 @@
-"""Everything timm_linop raises on purpose. Each message says what, where, why and what to do next."""
+"""Everything timm_linop raises on purpose; each message says what, where, why and what next."""
 
 from __future__ import annotations
 

@@ -1,0 +1,300 @@
+r"""LinearChain: one layer's weight as a product of linear layers (1x1 -> kxk -> 1x1), exactly.
+
+A convolution with ``n`` outputs, ``m`` inputs, ``g`` groups (``n' = n/g``, ``m' = m/g``) and
+expansion rate ``r`` has three factors per group, with ``p = ceil(r m')`` and ``q = ceil(r n')``:
+
+=======  ==================  =================  ==============================================
+factor   per group           stored as          the real layer it would be
+=======  ==================  =================  ==============================================
+``A``    ``p x m'``          ``g*p x m'``       first 1x1, no bias
+``C``    ``q x p x kernel``  ``g*q x p x ...``  middle kxk: stride, padding, dilation
+``B``    ``n' x q``          ``n x q``          last 1x1, carries the original bias
+=======  ==================  =================  ==============================================
+
+Contract (Eq. 1, 3)    ``W[o,i] = sum_{s,t} B[o,s] C[s,t] A[t,i]``, kernel position by position
+Expand (Eq. 4)         ``C = B+ W A+`` with ``B B+ = I`` and ``A+ A = I``
+Linear (Eq. 5, 6)      ``W = B A`` with hidden width ``p``; ``A`` is drawn, ``B = W A+``
+
+Nothing non-linear stands between the factors, so the network composes ``W`` first and runs ONE
+layer: the chain is a `torch.nn.utils.parametrize` parametrization, ``right_inverse`` expands and
+``forward`` contracts. Source: Pan et al., "Boosting Pruned Networks with Linear
+Over-parameterization", 2023.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
+
+from .errors import ExpansionError
+from .initialise import draw
+
+
+class LinearChain(nn.Module, ABC):
+    """The algebra of one layer: ``right_inverse`` expands its weight, ``forward`` contracts.
+
+    Args:
+        rate: Expansion rate ``r >= 1``: how many times wider the inner layers are.
+        init: How ``A`` and ``B`` are drawn, one of `initialise.INITS`.
+        seed: Seed of the draw; the same seed gives the same factors on every device.
+    """
+
+    def __init__(self, rate: float, init: str, seed: int) -> None:
+        super().__init__()
+        self.rate, self.init, self.seed = rate, init, seed
+        self.slim_loader: RemovableHandle  # set by expand_layer
+
+    @abstractmethod
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Expand: factors whose product is ``weight``, first layer first."""
+
+    def extra_repr(self) -> str:
+        """Show the settings where PyTorch prints the module."""
+        return f"rate={self.rate}, init={self.init!r}"
+
+    def _width(self, channels: int) -> int:
+        return math.ceil(self.rate * channels)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+
+class ConvChain(LinearChain):
+    """Three factors of a convolution's weight, per group.
+
+    Args:
+        rate: Expansion rate ``r >= 1``.
+        init: One of `initialise.INITS`.
+        seed: Seed of the draw.
+        groups: The convolution's number of groups ``g``.
+
+    Example:
+        >>> chain = ConvChain(rate=3, init="orthogonal", seed=0, groups=1)
+        >>> weight = torch.randn(4, 2, 3, 3)
+        >>> [tuple(factor.shape) for factor in chain.right_inverse(weight)]
+        [(6, 2), (12, 6, 3, 3), (4, 12)]
+        >>> torch.allclose(chain(*chain.right_inverse(weight)), weight, atol=1e-5)
+        True
+    """
+
+    def __init__(self, rate: float, init: str, seed: int, groups: int) -> None:
+        super().__init__(rate, init, seed)
+        self.groups = groups
+
+    def forward(
+        self,
+        a: Float[Tensor, "gp m"],
+        c: Float[Tensor, "gq p *kernel"],
+        b: Float[Tensor, "n q"],
+    ) -> Float[Tensor, "n m *kernel"]:
+        """Contract (Eq. 1, 3): ``W[o,i] = sum_{s,t} B[o,s] C[s,t] A[t,i]``."""
+        a_, c_, b_ = (_exact(_grouped(f, self.groups)) for f in (a, c.flatten(2), b))
+        with _no_autocast(a.device):
+            weight = _product(b_, c_, a_)
+        return weight.reshape(b.shape[0], a.shape[1], *c.shape[2:]).to(a.dtype)
+
+    @torch.no_grad()
+    def right_inverse(self, weight: Float[Tensor, "n m *kernel"]) -> tuple[Tensor, ...]:
+        """Expand (Eq. 4): draw ``A`` and ``B``, solve ``C = B+ W A+``; all in float64."""
+        n, m, *kernel = weight.shape
+        p, q = self._width(m), self._width(n // self.groups)
+        if weight.is_meta:
+            shapes = (self.groups * p, m), (self.groups * q, p, *kernel), (n, q)
+            return tuple(weight.new_empty(shape) for shape in shapes)
+        w = _grouped(weight.detach().to("cpu", torch.float64).flatten(2), self.groups)
+        generator = self._generator()
+        inputs, outputs = w.transpose(1, 2).flatten(2), w.flatten(2)  # g x m' x .., g x n' x ..
+        a, a_inverse = draw(self.init, inputs, p, fan_in=m, share=1 / 3, generator=generator)
+        b_t, b_inverse_t = draw(self.init, outputs, q, fan_in=q, share=1 / 3, generator=generator)
+        b, b_inverse = b_t.transpose(1, 2), b_inverse_t.transpose(1, 2)
+        c = _product(b_inverse, w, a_inverse)
+        factors = a.flatten(0, 1), c.reshape(-1, p, *kernel), b.flatten(0, 1)
+        return tuple(_like(factor, weight) for factor in factors)
+
+
+class DenseChain(LinearChain):
+    """Two factors of a linear layer's weight (Eq. 5, 6).
+
+    Example:
+        >>> chain = DenseChain(rate=2, init="orthogonal", seed=0)
+        >>> [tuple(factor.shape) for factor in chain.right_inverse(torch.randn(10, 4))]
+        [(8, 4), (10, 8)]
+    """
+
+    def forward(self, a: Float[Tensor, "p m"], b: Float[Tensor, "n p"]) -> Float[Tensor, "n m"]:
+        """Contract: ``W = B A``."""
+        with _no_autocast(a.device):
+            weight = _exact(b) @ _exact(a)
+        return weight.to(a.dtype)
+
+    @torch.no_grad()
+    def right_inverse(self, weight: Float[Tensor, "n m"]) -> tuple[Tensor, ...]:
+        """Expand: draw ``A`` with ``A+ A = I``, solve ``B = W A+``; all in float64."""
+        n, m = weight.shape
+        p = self._width(m)
+        if weight.is_meta:
+            return weight.new_empty(p, m), weight.new_empty(n, p)
+        w = weight.detach().to("cpu", torch.float64)[None]
+        generator = self._generator()
+        inputs = w.transpose(1, 2)
+        a, a_inverse = draw(self.init, inputs, p, fan_in=m, share=1 / 2, generator=generator)
+        return _like(a[0], weight), _like((w @ a_inverse)[0], weight)
+
+
+def chain_for(module: nn.Module, rate: float, init: str, seed: int) -> LinearChain:
+    """Choose the chain of a convolution or linear layer.
+
+    Args:
+        module: A `torch.nn.Conv1d`, `Conv2d`, `Conv3d` or `Linear`, or a subclass of one whose
+            forward is a function of ``weight`` (timm's ``Conv2dSame``, ``ScaledStdConv2d``...).
+        rate: Expansion rate ``r >= 1``.
+        init: One of `initialise.INITS`.
+        seed: Seed of the draw.
+
+    Returns:
+        The chain, not yet registered.
+
+    Raises:
+        ExpansionError: If the module is of another kind.
+
+    Example:
+        >>> type(chain_for(nn.Linear(4, 2), rate=3, init="orthogonal", seed=0)).__name__
+        'DenseChain'
+    """
+    if isinstance(module, nn.Linear):
+        return DenseChain(rate, init, seed)
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return ConvChain(rate, init, seed, module.groups)
+    raise ExpansionError(
+        f"{type(module).__name__} has no linear chain: only Conv1d/2d/3d and Linear layers have "
+        "one. Leave it out with exclude=[...]."
+    )
+
+
+def chain_of(module: nn.Module) -> LinearChain | None:
+    """Return the chain a module's weight is made by, or None.
+
+    Example:
+        >>> chain_of(nn.Linear(4, 2)) is None
+        True
+    """
+    if not parametrize.is_parametrized(module, "weight"):
+        return None
+    first = module.parametrizations["weight"][0]  # type: ignore[index]
+    return first if isinstance(first, LinearChain) else None
+
+
+def factors_of(module: nn.Module) -> tuple[Tensor, ...]:
+    """Return an expanded module's factors, first layer first: ``(A, C, B)`` or ``(A, B)``.
+
+    Args:
+        module: A module that `chain_of` knows.
+
+    Returns:
+        The parameters themselves, not copies.
+
+    Example:
+        >>> from timm_linop.expand import expand
+        >>> [tuple(factor.shape) for factor in factors_of(expand(nn.Linear(4, 2), rate=2))]
+        [(8, 4), (2, 8)]
+    """
+    originals: Any = module.parametrizations["weight"]  # type: ignore[index]
+    return tuple(getattr(originals, f"original{i}") for i in range(originals.ntensors))
+
+
+def expand_layer(module: nn.Module, chain: LinearChain) -> None:
+    """Let ``chain`` make the module's weight, starting from the weight it has.
+
+    Args:
+        module: A plain convolution or linear layer.
+        chain: Its chain, from `chain_for`.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> expand_layer(layer, chain_for(layer, rate=2, init="orthogonal", seed=0))
+        >>> sorted(name for name, _ in layer.named_parameters())
+        ['bias', 'parametrizations.weight.original0', 'parametrizations.weight.original1']
+    """
+    parametrize.register_parametrization(module, "weight", chain)
+    chain.slim_loader = module.register_load_state_dict_pre_hook(_factor_incoming_weight)
+
+
+def contract_layer(module: Any) -> None:
+    """Put the factors' product in the chain's place; the module is as it was before `expand_layer`.
+
+    Args:
+        module: An expanded layer.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> expand_layer(layer, chain_for(layer, rate=2, init="orthogonal", seed=0))
+        >>> contract_layer(layer)
+        >>> list(layer.state_dict())
+        ['weight', 'bias']
+    """
+    chain = chain_of(module)
+    assert chain is not None
+    chain.slim_loader.remove()
+    trainable = factors_of(module)[0].requires_grad
+    weight = nn.Parameter(module.weight.detach().clone(), requires_grad=trainable)
+    # torch takes the property off the class, which deep copies share: a class of its own first.
+    cls = type(module)
+    module.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
+    parametrize.remove_parametrizations(module, "weight")
+    del module.weight
+    module.weight = weight
+    # It was appended, but slim state dicts begin with the weight.
+    for name in [key for key in module._parameters if key != "weight"]:
+        module._parameters[name] = module._parameters.pop(name)
+
+
+def _factor_incoming_weight(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
+) -> None:
+    """Let an expanded layer load a slim checkpoint: factor the weight that comes in."""
+    chain = chain_of(module)
+    weight = state_dict.get(f"{prefix}weight")
+    if chain is None or weight is None or weight.shape != module.weight.shape:
+        return
+    del state_dict[f"{prefix}weight"]
+    for i, factor in enumerate(chain.right_inverse(weight)):
+        state_dict[f"{prefix}parametrizations.weight.original{i}"] = factor
+
+
+def _exact(factor: Tensor) -> Tensor:
+    """Raise half precision to float32, which is what the identity holds in; keep float64."""
+    return factor.to(torch.promote_types(factor.dtype, torch.float32))
+
+
+def _no_autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
+
+
+def _grouped(factor: Tensor, groups: int) -> Tensor:
+    """Add the leading group axis.
+
+    Through one flat axis, so that the gradient comes back with the factor's own strides:
+    DistributedDataParallel copies its buckets when even a stride of a size-1 axis differs.
+    """
+    return factor.reshape(-1).view(groups, factor.shape[0] // groups, *factor.shape[1:])
+
+
+def _product(
+    b: Float[Tensor, "g n q"], c: Float[Tensor, "g q p k"], a: Float[Tensor, "g p m"]
+) -> Float[Tensor, "g n m k"]:
+    """Multiply ``B C A`` per kernel position ``k``, the cheaper pair first."""
+    (_, n, q), (_, p, m) = b.shape, a.shape
+    if n * p * (q + m) <= m * q * (p + n):
+        return torch.einsum("gotk,gti->goik", torch.einsum("gos,gstk->gotk", b, c), a)
+    return torch.einsum("gos,gsik->goik", b, torch.einsum("gstk,gti->gsik", c, a))
+
+
+def _like(factor: Tensor, weight: Tensor) -> Tensor:
+    return factor.to(device=weight.device, dtype=weight.dtype).contiguous()
