@@ -1,0 +1,118 @@
+"""What timm can tell of an architecture: its name, its arguments, its dense tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from .errors import StructureError, UnknownModelError, close_names
+
+PREFIX = "linop_"
+
+
+def known_architecture(name: str) -> str:
+    """Return a timm architecture's plain name, or refuse it.
+
+    Args:
+        name: A timm name, with or without ``linop_`` and tag.
+
+    Raises:
+        UnknownModelError: If timm has no such architecture.
+
+    Example:
+        >>> known_architecture("linop_resnet18.a1_in1k")
+        'resnet18'
+    """
+    base = name.removeprefix(PREFIX).split(".")[0]
+    if not timm.is_model(base):
+        raise UnknownModelError(
+            f"{name[:80]!r} is no architecture of timm {timm.__version__}."
+            + close_names(base[:80], timm.list_models(exclude_filters=f"{PREFIX}*"))
+            + " timm.list_models() lists them."
+        )
+    return base
+
+
+def base_of(model: nn.Module) -> str:
+    """Read a timm model's architecture name.
+
+    Raises:
+        StructureError: If the model was not made by timm.
+
+    Example:
+        >>> base_of(timm.create_model("test_resnet"))
+        'test_resnet'
+    """
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    name = cfg.get("architecture")
+    if not name:
+        raise StructureError(
+            f"{type(model).__name__} does not say which timm architecture it is "
+            "(no pretrained_cfg['architecture']); create it with timm.create_model, or pass base=."
+        )
+    return known_architecture(name)
+
+
+# Not arguments of the architecture: ours, and those that only matter while building or training.
+_OWN_ARGS = {"pruned", "rate", "init", "include", "exclude", "seed", "pretrained_model_args"}
+_PASSING_ARGS = {"pretrained_strict", "features_only", "out_indices", "feature_cls"}
+
+
+def model_args_of(model: nn.Module) -> dict[str, Any]:
+    """Collect what a timm model was built with, as far as timm recorded it.
+
+    Returns:
+        Arguments for ``timm.create_model`` of its base: ``num_classes`` and the recorded ones.
+
+    Example:
+        >>> model_args_of(timm.create_model("test_resnet", num_classes=7))
+        {'num_classes': 7}
+    """
+    args = dict(getattr(model, "_model_args", {}))
+    args = {k: v for k, v in args.items() if k not in _OWN_ARGS | _PASSING_ARGS}
+    if isinstance(getattr(model, "num_classes", None), int):
+        args["num_classes"] = model.num_classes
+    return args
+
+
+def dense_model(base: str, **args: Any) -> nn.Module:
+    """Build the dense architecture without its memory, where it allows that.
+
+    Args:
+        base: A timm name.
+        **args: Passed to ``timm.create_model``.
+
+    Returns:
+        The model on the meta device; on the CPU if it computes with its tensors while being built.
+
+    Example:
+        >>> dense_model("test_resnet").fc.weight.device.type
+        'meta'
+    """
+    try:
+        with torch.device("meta"):
+            return timm.create_model(base, **args)
+    except (RuntimeError, NotImplementedError):
+        return timm.create_model(base, **args)
+
+
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a state dict holds, without making one."""
+    state = model.state_dict(keep_vars=True)
+    return ((name, value) for name, value in state.items() if isinstance(value, Tensor))
+
+
+def free_axes(model: nn.Module) -> dict[str, int]:
+    """The axes a structure must not fix: classifier outputs and first-layer inputs."""
+
+    def named(key: str) -> tuple[str, ...]:
+        value = (getattr(model, "pretrained_cfg", None) or {}).get(key) or ()
+        return (value,) if isinstance(value, str) else tuple(value)
+
+    free = {f"{name}.bias": 0 for name in named("classifier")}
+    free |= {f"{name}.weight": 0 for name in named("classifier")}
+    return free | {f"{name}.weight": 1 for name in named("first_conv")}

@@ -1,0 +1,25 @@
+"""Prune by weight magnitude: the channels of the smallest L2 norm go first."""
+
+from __future__ import annotations
+
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from .groups import remove
+
+
+def prune_by_magnitude(
+    model: nn.Module, example: Tensor, ratio: float, round_to: int | None
+) -> None:
+    """Remove the channels of smallest L2 norm in each layer, in place.
+
+    A channel's norm is the mean over everything tied to it (its filter, the next layers' inputs,
+    its BatchNorm scale), as torch-pruning's dependency graph finds it.
+
+    Args:
+        model: A dense timm model in eval mode.
+        example: One batch of images, ``b x c x h x w``.
+        ratio: Fraction of each layer's channels to remove.
+        round_to: Keep a multiple of this many channels; None keeps any number.
+    """
+    remove(model, example, tp.importance.GroupMagnitudeImportance(p=2), ratio, round_to)
