@@ -34,8 +34,8 @@ def pixels(png: Path) -> np.ndarray:
 
 def ink(png: Path, colour: str) -> int:
     """Count the pixels of one colour."""
-    wanted = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)])
-    return int((np.abs(pixels(png).astype(int) - wanted).max(axis=2) <= 2).sum())
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return int((pixels(png) == np.array([red, green, blue], np.uint8)).all(axis=2).sum())
 
 
 def curves(tmp_path: Path, text: str) -> Path:
@@ -101,7 +101,7 @@ def test_widths_are_drawn_to_scale(tmp_path):
     assert slim[2] / slim[0] == pytest.approx(4, rel=0.1)
 
 
-@pytest.mark.parametrize("layers", [1, 60, 250])
+@pytest.mark.parametrize("layers", [1, 60, 150])
 def test_widths_of_many_layers_with_long_names(tmp_path, layers):
     name = "stages.{}.blocks.a_very_long_$name$_with_{{braces}}.pointwise_convolution.conv"
     before = {name.format(layer): 64 + layer for layer in range(layers)}
