@@ -17,8 +17,8 @@ Linear (Eq. 5, 6)      ``W = B A`` with hidden width ``p``; ``A`` is drawn, ``B 
 
 Nothing non-linear stands between the factors, so the network composes ``W`` first and runs ONE
 layer: the chain is a `torch.nn.utils.parametrize` parametrization, ``right_inverse`` expands and
-``forward`` contracts. Source: Pan et al., "Boosting Pruned Networks with Linear
-Over-parameterization", 2023.
+``forward`` contracts. Source: Qian et al., "Boosting Pruned Networks with Linear
+Over-parameterization", arXiv 2204.11444, 2022.
 """
 
 from __future__ import annotations

@@ -45,6 +45,10 @@ class RecipeError(LinOPError, ValueError):
     """The settings of a run contradict each other or are out of range."""
 
 
+class TrainingError(LinOPError, RuntimeError):
+    """Training cannot go on, or its result is not what it must be."""
+
+
 class OutputFolderError(LinOPError, FileExistsError):
     """An output folder is already in use."""
 

@@ -78,7 +78,7 @@ def expand(
 
     The outputs stay what they were (relative error at most 1e-5 in float32, 1e-12 in float64), the
     modules keep their classes and names; only the trainable parameters change: the chain's factors
-    instead of the weight. Create the optimizer after this call. Source: Pan et al. 2023, Eq. 1-6.
+    instead of the weight. Create the optimizer after this call. Source: Qian et al. 2022, Eq. 1-6.
 
     Args:
         model: Any model; convolutions and linear layers are expanded, `audit` tells what is not.

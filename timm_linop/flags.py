@@ -1,0 +1,105 @@
+"""Recipes from the command line and YAML, and back: flags win over the file it names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from .errors import RecipeError
+from .recipe import PruneRecipe, Recipe
+
+R = TypeVar("R", Recipe, PruneRecipe)
+
+
+def parse(kind: type[R], argv: Sequence[str], prog: str) -> R:
+    """Read a recipe from flags and the YAML file that ``--config`` names; flags win.
+
+    Args:
+        kind: `Recipe` or `PruneRecipe`.
+        argv: The command line, without the program's name.
+        prog: The program's name, for ``--help``.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: If a flag or a key is unknown, or a value is of the wrong type.
+
+    Example:
+        >>> parse(PruneRecipe, ["--model", "resnet18", "--ratio", "0.7"], "prune.py").prune.ratio
+        0.7
+    """
+    groups: dict[str, Any] = get_type_hints(kind)
+    parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file of settings; flags win.")
+    for group in groups.values():
+        parser.add_class_arguments(group)
+    try:
+        values = parser.parse_args(_as_jsonargparse(argv, groups.values()))
+    except RecipeError:
+        raise
+    except Exception as error:  # argparse's, jsonargparse's and yaml's own
+        raise RecipeError(
+            f"{prog}: {' '.join(str(error).split())}; {prog} --help lists the flags."
+        ) from error
+    return kind(
+        **{
+            name: group(**{f.name: values[f.name] for f in fields(group)})
+            for name, group in groups.items()
+        }
+    )
+
+
+def to_yaml(recipe: Recipe | PruneRecipe) -> str:
+    """Write a recipe as the flat YAML that ``--config`` reads.
+
+    Example:
+        >>> "lr: 0.01" in to_yaml(Recipe())
+        True
+    """
+    flat = {key: value for group in asdict(recipe).values() for key, value in group.items()}
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def write_yaml(recipe: Recipe | PruneRecipe, path: Path) -> None:
+    """Write a recipe to a file that ``--config`` reads back.
+
+    Args:
+        recipe: The recipe.
+        path: The file.
+    """
+    path.write_text(to_yaml(recipe), encoding="utf-8")
+
+
+def _as_jsonargparse(argv: Sequence[str], groups: Any) -> list[str]:
+    """Let flags be typed as in timm.
+
+    That is ``--weight-decay 0``, a bare ``--model-ema``, ``--exclude fc conv1``; jsonargparse would
+    have ``--weight_decay``, ``--model_ema true``, ``--exclude '[fc, conv1]'``.
+    """
+    kinds = {f.name: str(f.type) for group in groups for f in fields(group)}
+    words, out = list(argv), []
+    while words:
+        flag, equals, value = words.pop(0).partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or name not in kinds:
+            out.append(flag + equals + value)
+            continue
+        values = [value] if equals else []
+        while not equals and words and not words[0].startswith("--"):
+            values.append(words.pop(0))
+        if kinds[name] == "bool" and not values:
+            values = ["true"]
+        if kinds[name].startswith("tuple"):
+            values = [
+                value if value.startswith("[") else json.dumps(values) for value in values[:1]
+            ]
+        out.extend([f"--{name}", *values])
+    return out
