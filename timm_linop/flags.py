@@ -81,8 +81,9 @@ def write_yaml(recipe: Recipe | PruneRecipe, path: Path) -> None:
 def _as_jsonargparse(argv: Sequence[str], groups: Any) -> list[str]:
     """Let flags be typed as in timm.
 
-    That is ``--weight-decay 0``, a bare ``--model-ema``, ``--exclude fc conv1``; jsonargparse would
-    have ``--weight_decay``, ``--model_ema true``, ``--exclude '[fc, conv1]'``.
+    That is ``--weight-decay 0``, a bare ``--model-ema``, ``--exclude fc conv1`` and
+    ``--model-kwargs output_stride=8``; jsonargparse would have ``--weight_decay``, ``--model_ema
+    true``, ``--exclude '[fc, conv1]'`` and ``--model_kwargs '{output_stride: 8}'``.
     """
     kinds = {f.name: str(f.type) for group in groups for f in fields(group)}
     words, out = list(argv), []
@@ -97,6 +98,9 @@ def _as_jsonargparse(argv: Sequence[str], groups: Any) -> list[str]:
             values.append(words.pop(0))
         if kinds[name] == "bool" and not values:
             values = ["true"]
+        if kinds[name].startswith("dict"):
+            pairs = [value.partition("=") for value in values]
+            values = [json.dumps({key: yaml.safe_load(value) for key, _, value in pairs})]
         if kinds[name].startswith("tuple"):
             values = [
                 value if value.startswith("[") else json.dumps(values) for value in values[:1]

@@ -6,6 +6,7 @@ The fields are timm's own flags wherever timm has one (``opt lr weight_decay sch
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .data import Augmentation
 from .errors import RecipeError
@@ -27,6 +28,7 @@ class ModelConfig:
         img_size: Image size in pixels; None takes the model's own.
         drop: Dropout rate of the classifier.
         drop_path: Stochastic depth rate; None takes the model's own.
+        model_kwargs: Further arguments of the architecture, such as ``output_stride=8``.
     """
 
     model: str | None = None
@@ -37,6 +39,7 @@ class ModelConfig:
     img_size: int | None = None
     drop: float = 0.0
     drop_path: float | None = None
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,10 @@ class DataConfig:
         dataset: digits, imagefolder:DIR, idx:DIR, parquet:GLOB, or a Hub dataset id.
         image_column: Column of the images, where it is not plain.
         label_column: Column of the labels, where it is not plain.
+        mean: Per-channel mean to normalise with; None takes the model's own.
+        std: Per-channel standard deviation, likewise.
+        interpolation: How images are resized (bicubic, bilinear...); None takes the model's own.
+        crop_pct: Part of the image that evaluation keeps; None takes the model's own.
         batch_size: Images per step and process.
         workers: Processes that load images.
     """
@@ -90,6 +97,10 @@ class DataConfig:
     dataset: str = "digits"
     image_column: str | None = None
     label_column: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
     batch_size: int = 128
     workers: int = 0
 

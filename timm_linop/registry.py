@@ -23,8 +23,9 @@ from timm.models import (
 )
 from torch import nn
 
-from .architecture import PREFIX, dense_model, tensors_of
-from .errors import CheckpointError
+from .architecture import PREFIX, dense_model, tensors_of, whole_model
+from .checkpoint import check_saved_args
+from .errors import CheckpointError, LinOPError, StructureError
 from .expand import check_settings, expand
 from .source import Source, resolve
 
@@ -42,6 +43,7 @@ def register_twins() -> None:
         if not timm.is_model(name):
             default_cfgs[name] = _dense_cfg(base)
             register_model(_entrypoint(name, base))
+            __all__.pop()  # where timm adds the name, which is no name of this module
 
 
 def _dense_cfg(base: str) -> dict[str, Any]:
@@ -67,6 +69,7 @@ def _entrypoint(name: str, base: str) -> Callable[..., nn.Module]:
 
 def build(
     base: str,
+    /,
     *,
     pretrained: bool = False,
     pruned: Any = None,
@@ -95,48 +98,93 @@ def build(
     Raises:
         ExpansionError: If ``rate`` or ``init`` is out of range.
         StructureError: If ``pruned`` is no slim form of ``base``.
-        CheckpointError: If weights cannot be read or do not fit.
+        CheckpointError: If weights or a config.json cannot be read or do not fit.
     """
     if rate != 0:
         check_settings(rate, init)
+    saved_args = kwargs.get("pretrained_model_args") or {}  # those of a config.json
+    check_saved_args(saved_args)
     source = resolve(pruned, base)
     if pretrained and source.structure and not source.weights and not kwargs.get("pretrained_cfg"):
         raise CheckpointError(
             f"pretrained=True has no weights for a bare structure of {base}; pass pruned= a "
             "folder, a checkpoint or a module, or pretrained=False."
         )
-    kwargs = {**source.model_args, **kwargs}
-    if source.pretrained_cfg is not None:
-        kwargs.setdefault("pretrained_cfg", {**source.pretrained_cfg, "architecture": base})
-    overlay = {"architecture": PREFIX + base, **(pretrained_cfg_overlay or {})}
-    with _adapting(source, kwargs.get("in_chans", 3)) as adapt_flag:
-        model = model_entrypoint(base)(
-            pretrained=pretrained and source.weights is None,
-            pretrained_cfg_overlay=overlay,
-            **({} if base.endswith("_pruned") else adapt_flag),
-            **kwargs,
-        )
+    settings = {**source.model_args, **kwargs}
+    if source.pretrained_cfg is not None and not settings.get("pretrained_cfg"):
+        settings["pretrained_cfg"] = {**source.pretrained_cfg, "architecture": base}
+    settings["pretrained_cfg_overlay"] = {
+        "architecture": PREFIX + base,
+        **(pretrained_cfg_overlay or {}),
+    }
+    try:
+        model = _build_slim(base, source, pretrained and source.weights is None, settings)
+    except LinOPError:
+        raise
+    except Exception as error:  # timm builds with what a file says
+        asked = {k: v for k, v in kwargs.items() if k not in _FROM_FILES | set(saved_args)}
+        raise _blamed(base, source, asked, error) from error
+    model._model_args = {**source.model_args, **getattr(model, "_model_args", {})}
+    # timm's factory records what it was called with; the source's own arguments came in here.
+    model._model_args = {k: v for k, v in kwargs.items() if k not in _RUNTIME}
     return expand(model, rate, init, seed=seed) if rate != 0 else model
 
+
+def _build_slim(base: str, source: Source, pretrained: bool, settings: dict[str, Any]) -> Any:
+    with _adapting(source, settings.get("in_chans")) as adapt_flag:
+        return model_entrypoint(base)(
+            pretrained=pretrained,
+            **({} if base.endswith("_pruned") else adapt_flag),
+            **settings,
+        )
+
+
+_FROM_FILES = {"pretrained_cfg", "pretrained_model_args", "cache_dir"}
+
+
+def _blamed(base: str, source: Source, asked: dict[str, Any], error: Exception) -> Exception:
+    """Return the error to raise: timm's own for what the caller asked, ours for what a file says."""
+    if source.structure is None:
+        return error
+    try:
+        dense_model(base, **asked)
+    except Exception:
+        return error
+    # torch lists each tensor that does not fit on a line of its own
+    reason = str(error).strip().splitlines()[-1:] or [""]
+    return CheckpointError(
+        f"the saved {base} cannot be built ({type(error).__name__}: {reason[0].strip()[:200]}): "
+        "its config.json and its weights contradict each other or were changed since; save the "
+        "model again with timm_linop.save()."
+    )
+
+
+# Arguments that say nothing of the architecture.
+_RUNTIME = ("pretrained_cfg", "pretrained_model_args", "cache_dir", "device", "dtype")
 
 _swap = threading.RLock()
 
 
 @contextmanager
-def _adapting(source: Source, in_chans: int) -> Iterator[dict[str, bool]]:
+def _adapting(source: Source, in_chans: int | None) -> Iterator[dict[str, bool]]:
     """Apply a source where timm applies its own pruned structures.
 
     That is after construction and before pretrained weights and the features_only wrapper, and
     timm has no public hook there: `_builder.adapt_model_from_file`, called when ``pruned=True``, is
-    replaced while one of ours is being built. Yields the argument that makes timm call it.
+    replaced while one of ours is being built. Yields the argument that makes timm call it. What
+    else is built meanwhile, in other threads or by this build itself, gets timm's own.
     """
     structure = source.structure
     if structure is None:
         yield {}
         return
-    timms_own = _builder.adapt_model_from_file
+    thread, adapted = threading.get_ident(), False
 
     def adapt(model: nn.Module, variant: str) -> nn.Module:
+        nonlocal adapted
+        if adapted or threading.get_ident() != thread:
+            return timms_own(model, variant)
+        adapted = True
         if variant.endswith("_pruned"):
             model = timms_own(model, variant)
         structure.build(model)
@@ -145,25 +193,35 @@ def _adapting(source: Source, in_chans: int) -> Iterator[dict[str, bool]]:
         return model
 
     with _swap:
+        replaced = _builder.adapt_model_from_file
+        timms_own = getattr(replaced, "timms_own", replaced)
+        adapt.timms_own = timms_own  # type: ignore[attr-defined]
         _builder.adapt_model_from_file = adapt
         try:
             yield {"pruned": True}
         finally:
-            _builder.adapt_model_from_file = timms_own
+            _builder.adapt_model_from_file = replaced
+    if not adapted:
+        raise StructureError(
+            f"timm builds {structure.base} without its common builder, so it cannot be slimmed; "
+            "leave pruned= out."
+        )
 
 
-def _load(model: Any, base: str, source: Source, in_chans: int) -> None:
+def _load(model: Any, base: str, source: Source, in_chans: int | None) -> None:
     """Load the source's weights as timm loads pretrained ones: new head, adapted first layer."""
-    classes = source.model_args.get("num_classes", (source.pretrained_cfg or {}).get("num_classes"))
+    args, input_size = source.model_args, model.pretrained_cfg["input_size"]
     num_classes = getattr(model, "num_classes", 0)  # a features_only backbone has none
     cfg = {
         **model.pretrained_cfg,
         **dict.fromkeys(("url", "file", "hf_hub_id", "source")),
         "state_dict": _without_absent_layers(model, base, source.weights or {}),
-        "num_classes": num_classes if classes is None else classes,
+        "num_classes": args.get("num_classes", num_classes),
+        "input_size": (args.get("in_chans", input_size[0]), *input_size[1:]),
+        "label_offset": 0,  # the weights have had it taken off
     }
     try:
-        load_pretrained(model, cfg, num_classes=num_classes, in_chans=in_chans)
+        load_pretrained(model, cfg, num_classes=num_classes, in_chans=in_chans or input_size[0])
     except RuntimeError as error:
         lines = str(error).splitlines()
         raise CheckpointError(
@@ -177,7 +235,7 @@ def _without_absent_layers(
 ) -> dict[str, Any]:
     """Drop the weights of layers this form of the architecture is built without (features_only)."""
     extra = set(weights) - {name for name, _ in tensors_of(model)}
-    foreign = extra and extra - {name for name, _ in tensors_of(dense_model(base))}
+    foreign = extra and extra - {name for name, _ in tensors_of(whole_model(base))}
     if foreign:
         raise CheckpointError(
             f"the weights hold {min(foreign)!r}, which {base} has not ({len(foreign)} such "

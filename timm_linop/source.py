@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from .architecture import base_of, known_architecture, model_args_of
-from .errors import CheckpointError, HubError, StructureError
+from .architecture import args_told_by, base_of, known_architecture, model_args_of
+from .checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    check_saved_args,
+    mapping,
+    read_config,
+    read_weights,
+    slim_folder,
+)
+from .errors import CheckpointError, HubError, LinOPError, StructureError
 from .expand import is_expanded
 from .structure import Structure
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_MAX_CONFIG_BYTES = 20_000_000
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "Source",
+    "base_named_by",
+    "read_config",
+    "read_weights",
+    "resolve",
+    "slim_folder",
+]
 
 
 @dataclass(frozen=True)
@@ -92,136 +106,97 @@ def _from_module(model: nn.Module) -> Source:
         raise StructureError(
             "the pruned model is expanded already; contract(model) it first, or use it as it is."
         )
+    base = base_of(model)
     cfg = {k: v for k, v in model.pretrained_cfg.items() if k not in _LOCATION}  # type: ignore
-    args = model_args_of(model)
-    return Source(Structure.of(model, base_of(model)), model.state_dict(), args, cfg)
+    weights = model.state_dict()
+    structure = Structure.of(model, base)
+    return Source(structure, weights, model_args_of(model) | args_told_by(weights, base), cfg)
 
 
 def _from_name(name: str, base: str) -> Source:
     if name.startswith("hf-hub:"):
         return _from_folder(_download(name.removeprefix("hf-hub:")))
     path = Path(name.removeprefix("local-dir:"))
-    if path.is_dir():
+    try:
+        kind = "folder" if path.is_dir() else "file" if path.is_file() else ""
+    except OSError:  # a name longer than the file system allows
+        kind = ""
+    if kind == "folder":
         return _from_folder(slim_folder(path))
-    if path.is_file():
+    if kind == "file":
         weights = read_weights(path)
-        return Source(Structure.from_state_dict(weights, base), weights)
+        args = args_told_by(weights, base)
+        return Source(Structure.from_state_dict(weights, base, **args), weights, args)
     raise CheckpointError(
-        f"pruned={name!r} does not exist: no folder, no checkpoint file, and no Hub id (those "
+        f"pruned={name[:200]!r} does not exist: no folder, no checkpoint file, and no Hub id (those "
         "begin with 'hf-hub:'). Check the path."
     )
 
 
-def slim_folder(path: Path) -> Path:
-    """Return the slim folder that a path means: itself, or ``slim/`` of a run folder.
+def base_named_by(pruned: str, model: str | None) -> str:
+    """Tell which timm architecture a slim model's name stands for.
 
     Args:
-        path: A folder.
+        pruned: A folder, a checkpoint file or a Hub id.
+        model: What the user says it is; needed for a checkpoint file.
 
     Raises:
-        CheckpointError: If neither holds a config.json and weights.
+        CheckpointError: If ``pruned`` does not say it and ``model`` is None.
 
     Example:
-        >>> slim_folder(Path("/nowhere"))
-        Traceback (most recent call last):
-        ...
-        timm_linop.errors.CheckpointError: /nowhere holds no slim model (config.json ...
+        >>> base_named_by("weights.pth", "resnet18")
+        'resnet18'
     """
-    for folder in (path, path / "slim"):
-        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
-            return folder
-    raise CheckpointError(
-        f"{path} holds no slim model ({CONFIG} and {WEIGHTS}, in it or in its slim/ folder); name "
-        "the output folder of prune.py or train.py, or one written by timm_linop.save()."
-    )
+    if model is not None:
+        return known_architecture(model)
+    path = Path(pruned.removeprefix("local-dir:"))
+    if pruned.startswith("hf-hub:"):
+        path = _download(pruned.removeprefix("hf-hub:"))
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{pruned} is no folder and does not say which architecture its weights are of; pass "
+            "--model NAME beside it, or check the path."
+        )
+    return known_architecture(str(read_config(slim_folder(path) / CONFIG).get("architecture")))
 
 
 def _from_folder(folder: Path) -> Source:
     config = read_config(folder / CONFIG)
-    args = _mapping(config, "model_args", folder)
+    args = mapping(config, "model_args", folder / CONFIG)
+    check_saved_args(args)
     cfg = {k: v for k, v in config["pretrained_cfg"].items() if k not in _LOCATION}
     weights = read_weights(folder / WEIGHTS)
     structure_data = args.pop("pruned", None)
-    args = {k: v for k, v in args.items() if k not in ("rate", "init", "seed")}
     base = known_architecture(str(config.get("architecture")))
-    if structure_data is None:
-        return Source(Structure.from_state_dict(weights, base, **args), weights, args, cfg)
-    return Source(Structure.from_dict(structure_data), weights, args, cfg)
+    structure = None if structure_data is None else Structure.from_dict(structure_data)
+    # What the weights say counts: a config may claim any number of classes.
+    args = {k: v for k, v in args.items() if k not in _NOT_COPIED} | args_told_by(weights, base)
+    if structure is None:
+        structure = _structure_read_off(weights, base, args, folder)
+    return Source(structure, weights, args, cfg)
 
 
-# Where weights lie is not copied from one model to the next.
-_LOCATION = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "architecture")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a config.json that nobody vouches for.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its top level, label names moved beside the ``pretrained_cfg`` as timm does.
-
-    Raises:
-        CheckpointError: If it is too large, no JSON, or no object.
-    """
-    size = path.stat().st_size
-    if size > _MAX_CONFIG_BYTES:
-        raise CheckpointError(
-            f"{path} has {size:,} bytes, over {_MAX_CONFIG_BYTES:,}; no model needs that: save it "
-            "again."
-        )
+def _structure_read_off(
+    weights: Mapping[str, Tensor], base: str, args: Mapping[str, Any], folder: Path
+) -> Structure:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON ({error}); save the model again.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds no JSON object; save the model again.")
-    cfg = _mapping(config, "pretrained_cfg", path)
-    for key in ("num_classes", "label_names", "label_descriptions"):
-        if key in config:
-            cfg[key] = config[key]
-    return {**config, "pretrained_cfg": cfg}
-
-
-def _mapping(config: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
-    value = config.get(key, {})
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: {key} is no JSON object; save the model again.")
-    return dict(value)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without unpickling code.
-
-    Args:
-        path: A ``.safetensors`` file, or a ``.pth`` one read with ``weights_only=True``.
-
-    Returns:
-        Tensor name to tensor; a wrapper's prefix and a checkpoint's outer dict are taken off.
-
-    Raises:
-        CheckpointError: If it is missing, corrupt, or would run code when read.
-    """
-    try:
-        weights = load_state_dict(str(path))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist; check the path.") from error
-    except Exception as error:  # the readers raise whatever a corrupt file makes of them
-        if "weights_only" in str(error):
-            raise CheckpointError(
-                f"{path} is a pickled module, which could run any code when read; save its tensors "
-                "instead: torch.save(model.state_dict(), path)."
-            ) from error
+        return Structure.from_state_dict(weights, base, **args)
+    except LinOPError:
+        raise
+    except Exception as error:  # timm builds with arguments that nobody vouches for
         raise CheckpointError(
-            f"{path} is no readable state dict ({type(error).__name__}); it may be cut short. "
-            "Save it again as .safetensors."
+            f"{folder / CONFIG}: timm cannot build {base} with these model_args "
+            f"({type(error).__name__}: {str(error)[:200]}); save the model again."
         ) from error
-    if not isinstance(weights, dict) or not all(torch.is_tensor(v) for v in weights.values()):
-        raise CheckpointError(
-            f"{path} holds no state dict (names to tensors); save model.state_dict()."
-        )
-    return weights
+
+
+# Where weights lie, and how they were expanded, is not copied from one model to the next.
+_LOCATION = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "architecture")
+_NOT_COPIED = {"rate", "init", "seed", "base", "pretrained", "pretrained_cfg", "cache_dir"} | {
+    "pretrained_cfg_overlay",
+    "pretrained_model_args",
+    "checkpoint_path",
+}
 
 
 def _download(repo: str) -> Path:

@@ -1,0 +1,138 @@
+"""The commands: ``train.py``, ``prune.py`` and ``timm-linop``."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jsonargparse import auto_cli
+from torch import nn
+
+from .errors import LinOPError
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Print an error of ours as its one sentence, and leave with exit code 2."""
+
+    @functools.wraps(function)
+    def command(argv: Sequence[str] | None = None) -> None:
+        try:
+            function(sys.argv[1:] if argv is None else argv)
+        except LinOPError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    return command
+
+
+@_command
+def train(argv: Sequence[str]) -> None:
+    """Run ``train.py``."""
+    from . import run
+    from .flags import parse
+    from .recipe import Recipe
+
+    output = run.train(parse(Recipe, argv, "train.py"))
+    _say_where(output)
+
+
+@_command
+def prune(argv: Sequence[str]) -> None:
+    """Run ``prune.py``."""
+    from . import run
+    from .flags import parse
+    from .recipe import PruneRecipe
+
+    output = run.prune(parse(PruneRecipe, argv, "prune.py"))
+    _say_where(output)
+
+
+def _say_where(output: Path) -> None:
+    print(
+        f"{output}/slim is written; timm.create_model('local-dir:{output}/slim', pretrained=True)"
+    )
+
+
+@_command
+def main(argv: Sequence[str]) -> None:
+    """Run ``timm-linop``."""
+    auto_cli(
+        {"demo": demo, "audit": audit, "bench": bench, "push": push},
+        args=list(argv),
+        prog="timm-linop",
+    )
+
+
+def demo(output: str = "runs/demo", seed: int = 42) -> None:
+    """Run the whole journey on scikit-learn's digits, in a few minutes on two cores.
+
+    Args:
+        output: Folder to make a folder of this run in.
+        seed: Seed of every step.
+    """
+    from . import demo as journey
+
+    journey.demo(Path(output), seed)
+
+
+def audit(model: str, rate: float = 3, pruned: str | None = None) -> None:
+    """List every layer of a model, its chain, and why a layer is left alone.
+
+    Args:
+        model: timm architecture, local-dir:FOLDER or hf-hub:user/repo.
+        rate: Expansion rate; 0 shows the slim layers.
+        pruned: Slim folder, checkpoint or Hub id of that architecture.
+    """
+    from .expand import audit as audit_model
+
+    print(audit_model(_model(model, rate, pruned)))
+
+
+def bench(model: str, pruned: str | None = None, batch_size: int = 32) -> None:
+    """Count a slim model's parameters and multiply-adds, and time it.
+
+    Args:
+        model: timm architecture, local-dir:FOLDER or hf-hub:user/repo.
+        pruned: Slim folder, checkpoint or Hub id of that architecture.
+        batch_size: Images per batch.
+    """
+    from timm.data import resolve_input_data_config
+
+    from .bench import Cost, latency_ms, machine
+
+    slim = _model(model, 0, pruned)
+    size = resolve_input_data_config(slim)["input_size"]
+    cost = Cost.of(slim, size)
+    milliseconds = latency_ms(slim, size, batch_size=batch_size)
+    print(
+        f"{cost.parameters:,} parameters, {cost.macs:,} MACs, {milliseconds:.3f} ms per image "
+        f"({'x'.join(map(str, size))}, batches of {batch_size})"
+    )
+    print(", ".join(f"{key} {value}" for key, value in machine(slim).items()))
+
+
+def push(folder: str, repo: str, private: bool = False, revision: str | None = None) -> None:
+    """Push a slim folder to the Hub, as one commit.
+
+    Args:
+        folder: Run folder or slim folder.
+        repo: user/repo; created where it does not exist.
+        private: Whether a new repo is private.
+        revision: Branch; the default one where none is named.
+    """
+    from .hub import push as push_folder
+
+    print(push_folder(folder, repo, private=private, revision=revision).commit_url)
+
+
+def _model(name: str, rate: float, pruned: str | None) -> nn.Module:
+    """Build a model by name, from a folder, or from the Hub."""
+    from .architecture import known_architecture
+    from .registry import build
+    from .source import base_named_by
+
+    if name.startswith(("local-dir:", "hf-hub:")):
+        pruned, name = name, base_named_by(name, None)
+    return build(known_architecture(name), pruned=pruned, rate=rate)

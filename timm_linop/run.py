@@ -1,0 +1,189 @@
+"""A whole run, from recipe to run folder: what train.py and prune.py do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import set_seed
+from timm.data import resolve_input_data_config
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from . import card
+from .data import Augmentation, ImageData, load_data, make_loader, make_transforms
+from .errors import TrainingError
+from .expand import contract, is_expanded
+from .fit import Trainer, evaluate
+from .flags import write_yaml
+from .hub import check_output, check_write_access, push
+from .models import arm_of, make_student, make_teacher, trained_model
+from .pruning import prune as prune_model
+from .recipe import DataConfig, PruneRecipe, Recipe
+from .report import finish, with_costs
+
+# Contracting may change logits by rounding only, relative to their norm.
+_AGREEMENT = 1e-5
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """Batches of the three splits, and how their images were made."""
+
+    train: DataLoader[Any]
+    validation: DataLoader[Any]
+    test: DataLoader[Any]
+    config: Mapping[str, Any]
+
+
+def train(recipe: Recipe) -> Path:
+    """Train a dense model, or fine-tune a slim one, and leave a run folder.
+
+    Args:
+        recipe: What ``train.py`` was asked for.
+
+    Returns:
+        The run folder: recipe.yaml, metrics.csv, results.json, figures/ and slim/.
+
+    Raises:
+        LinOPError: If anything in the recipe cannot work, before long work if it can be told.
+    """
+    recipe = recipe.effective()
+    output, accelerator = _start(recipe)
+    data = _load(recipe.data)
+    student, slim_start = make_student(recipe, data)
+    loaders = make_loaders(recipe, recipe.augment, data, student)
+    teacher = make_teacher(recipe, loaders.config) if recipe.distill.gamma else None
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        write_yaml(recipe, output / "recipe.yaml")
+    trainer = Trainer(student, teacher, loaders.train, loaders.validation, recipe, accelerator)
+    test = accelerator.prepare(loaders.test)
+    before = {"dense": teacher and teacher.model, "pruned": slim_start}
+    results = _evaluated(before, test, accelerator, len(data.class_names))
+    trained, seconds = trainer.run(output / "metrics.csv")
+    slim = _contracted(trained, next(iter(test))[0])
+    accuracy = evaluate(slim, test, accelerator)["validation_accuracy"]
+    results.append(card.Result(arm_of(recipe), accuracy, training_seconds=seconds))
+    if accelerator.is_main_process:
+        models = {**before, arm_of(recipe): slim}
+        results = with_costs(results, models, loaders.config["input_size"])
+        finish(recipe, output, slim, arm_of(recipe), data, loaders.config, results)
+        if recipe.run.push_to_hub:
+            push(output, recipe.run.push_to_hub, private=recipe.run.hub_private)
+    accelerator.wait_for_everyone()
+    return output
+
+
+def prune(recipe: PruneRecipe) -> Path:
+    """Prune a trained model and leave a run folder.
+
+    Args:
+        recipe: What ``prune.py`` was asked for.
+
+    Returns:
+        The run folder: recipe.yaml, pruning.json, results.json, figures/ and slim/.
+
+    Raises:
+        LinOPError: If anything in the recipe cannot work.
+    """
+    output, accelerator = _start(recipe)
+    data = _load(recipe.data)
+    dense = trained_model(recipe, data)
+    loaders = make_loaders(recipe, Augmentation(no_aug=True), data, dense)
+    test = accelerator.prepare(loaders.test)
+    slim = prune_model(dense, ratio=recipe.prune.ratio, round_to=recipe.prune.round_to)
+    models = {"dense": dense, "pruned": slim}
+    results = _evaluated(models, test, accelerator, len(data.class_names))
+    if accelerator.is_main_process:
+        results = with_costs(results, models, loaders.config["input_size"])
+        output.mkdir(parents=True, exist_ok=True)
+        write_yaml(recipe, output / "recipe.yaml")
+        told = {"method": "magnitude", "ratio": recipe.prune.ratio}
+        (output / "pruning.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
+        finish(recipe, output, slim, "pruned", data, loaders.config, results)
+    accelerator.wait_for_everyone()
+    return output
+
+
+def make_loaders(
+    recipe: Recipe | PruneRecipe, augment: Augmentation, data: ImageData, model: nn.Module
+) -> Loaders:
+    """Feed a model the images it expects.
+
+    Args:
+        recipe: Its model, data and run groups are read.
+        augment: How training images are varied.
+        data: The three splits.
+        model: Tells input size, mean and std.
+
+    Returns:
+        Training batches shuffled, the others in order.
+    """
+    given = {key: getattr(recipe.data, key) for key in ("mean", "std", "interpolation", "crop_pct")}
+    config = resolve_input_data_config(model, args={**given, "img_size": recipe.model.img_size})
+    train_transform, eval_transform = make_transforms(config, augment=augment)
+    options: dict[str, Any] = {"workers": recipe.data.workers, "seed": recipe.run.seed}
+    batch = recipe.data.batch_size
+    return Loaders(
+        make_loader(data.train, train_transform, batch, shuffle=True, **options),
+        make_loader(data.validation, eval_transform, batch, shuffle=False, **options),
+        make_loader(data.test, eval_transform, batch, shuffle=False, **options),
+        config,
+    )
+
+
+def _start(recipe: Recipe | PruneRecipe) -> tuple[Path, Accelerator]:
+    """Everything that can fail at once: the folder, the token, the processes."""
+    output = Path(recipe.run.output)
+    check_output(output)
+    loading = DataLoaderConfiguration(use_seedable_sampler=True)
+    accelerator = Accelerator(dataloader_config=loading)
+    if recipe.run.push_to_hub and accelerator.is_main_process:
+        check_write_access(recipe.run.push_to_hub, private=recipe.run.hub_private)
+    set_seed(recipe.run.seed)
+    accelerator.wait_for_everyone()
+    return output, accelerator
+
+
+def _load(data: DataConfig) -> ImageData:
+    return load_data(data.dataset, image_column=data.image_column, label_column=data.label_column)
+
+
+def _evaluated(
+    models: Mapping[str, nn.Module | None],
+    test: DataLoader[Any],
+    accelerator: Accelerator,
+    classes: int,
+) -> list[card.Result]:
+    """Test accuracy of each model that has these classes."""
+    results = []
+    for arm, model in models.items():
+        if model is not None and getattr(model, "num_classes", classes) == classes:
+            model.to(accelerator.device)
+            accuracy = evaluate(model, test, accelerator)["validation_accuracy"]
+            results.append(card.Result(arm, accuracy))
+    return results
+
+
+@torch.no_grad()
+def _contracted(model: nn.Module, images: Tensor) -> nn.Module:
+    """Contract a model and hold its logits against the expanded ones."""
+    model.eval()
+    if not is_expanded(model):
+        return model
+    expected = model(images)
+    got = contract(model)(images)
+    off = ((got - expected).norm() / expected.norm()).item()
+    if not off <= _AGREEMENT:
+        raise TrainingError(
+            f"contracting changed the logits by {off:.2g} relative, over {_AGREEMENT:g}: the "
+            "trained factors are too ill-conditioned for float32. Lower --lr, or use "
+            "--init orthogonal."
+        )
+    return model
