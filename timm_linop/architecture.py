@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import timm
@@ -28,7 +28,7 @@ def known_architecture(name: str) -> str:
         'resnet18'
     """
     base = name.removeprefix(PREFIX).split(".")[0]
-    if not timm.is_model(base):
+    if base.startswith(PREFIX) or not timm.is_model(base):
         raise UnknownModelError(
             f"{name[:80]!r} is no architecture of timm {timm.__version__}."
             + close_names(base[:80], timm.list_models(exclude_filters=f"{PREFIX}*"))
@@ -79,6 +79,17 @@ def model_args_of(model: nn.Module) -> dict[str, Any]:
     return args
 
 
+def whole_model(base: str) -> nn.Module:
+    """`dense_model` with a classifier, also for an architecture whose default has none.
+
+    Example:
+        >>> name = "vit_small_patch14_dinov2"
+        >>> dense_model(name).head, whole_model(name).head
+        (Identity(), Linear(in_features=384, out_features=2, bias=True))
+    """
+    return dense_model(base, num_classes=2)
+
+
 def dense_model(base: str, **args: Any) -> nn.Module:
     """Build the dense architecture without its memory, where it allows that.
 
@@ -104,6 +115,34 @@ def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """What a state dict holds, without making one."""
     state = model.state_dict(keep_vars=True)
     return ((name, value) for name, value in state.items() if isinstance(value, Tensor))
+
+
+def args_told_by(weights: Mapping[str, Tensor], base: str) -> dict[str, int]:
+    """Read off the weights what the free axes say: how many classes, how many input channels.
+
+    Args:
+        weights: A state dict of the architecture, dense or slim.
+        base: Its timm name.
+
+    Returns:
+        ``num_classes``, and ``in_chans`` where the first layer is a known one.
+
+    Example:
+        >>> gray = timm.create_model("test_resnet", num_classes=7, in_chans=1)
+        >>> args_told_by(gray.state_dict(), "test_resnet")
+        {'num_classes': 7, 'in_chans': 1}
+    """
+    dense: Any = dense_model(base)
+    full = {name: tensor.shape for name, tensor in tensors_of(dense)}
+    channels = dense.pretrained_cfg["input_size"][0]
+    told = {"num_classes": 0}  # what a model without classifier has
+    for name, axis in free_axes(dense).items():
+        shape = tuple(weights[name].shape) if name in weights else ()
+        if axis == 0 and shape:
+            told["num_classes"] = shape[0]
+        elif axis == 1 and len(shape) == len(full[name]):
+            told["in_chans"] = shape[1] * channels // full[name][1]
+    return told
 
 
 def free_axes(model: nn.Module) -> dict[str, int]:

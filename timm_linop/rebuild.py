@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .errors import StructureError
+
+# An image of this many numbers (3 x 2364 x 2364) is more than any timm model takes.
+_MAX_PROBE = 2**24
 
 
 def resize(
@@ -128,7 +132,14 @@ def settle_feature_widths(model: Any) -> None:
 
 def _probe(model: Any) -> tuple[Any, Any]:
     """Run one image through, on the meta device where the architecture allows it."""
-    size = get_model_input_config(model)["input_size"]
+    size = tuple(get_model_input_config(model)["input_size"])
+    if len(size) != 3 or not all(isinstance(s, int) and s > 0 for s in size):
+        raise StructureError(f"input_size={size} is no (channels, height, width); save it again.")
+    if math.prod(size) > _MAX_PROBE:
+        raise StructureError(
+            f"input_size={size} is over the {_MAX_PROBE:,} numbers that an image may have; save "
+            "the model again, with the size it was trained at."
+        )
     training = model.training
     model.eval()
     try:
@@ -137,13 +148,14 @@ def _probe(model: Any) -> tuple[Any, Any]:
                 return functional_call(
                     _Heads(model), _on_meta(model), torch.empty(1, *size, device="meta")
                 )
-            except (RuntimeError, NotImplementedError):
+            except Exception:  # it computes with its tensors, or the shapes do not fit
                 device = next(model.parameters()).device
                 return _Heads(model)(torch.zeros(1, *size, device=device))
-    except RuntimeError as error:
+    except Exception as error:  # each family fails in its own way on shapes that do not fit
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StructureError(
             f"the slim {type(model).__name__} cannot run on one {'x'.join(map(str, size))} image: "
-            f"its shapes contradict each other ({str(error).splitlines()[0]}); prune it again."
+            f"its shapes contradict each other ({reason}); prune it again."
         ) from error
     finally:
         model.train(training)

@@ -102,8 +102,7 @@ def build(
     """
     if rate != 0:
         check_settings(rate, init)
-    saved_args = kwargs.get("pretrained_model_args") or {}  # those of a config.json
-    check_saved_args(saved_args)
+    _check_saved(kwargs)
     source = resolve(pruned, base)
     if pretrained and source.structure and not source.weights and not kwargs.get("pretrained_cfg"):
         raise CheckpointError(
@@ -113,54 +112,53 @@ def build(
     settings = {**source.model_args, **kwargs}
     if source.pretrained_cfg is not None and not settings.get("pretrained_cfg"):
         settings["pretrained_cfg"] = {**source.pretrained_cfg, "architecture": base}
-    settings["pretrained_cfg_overlay"] = {
-        "architecture": PREFIX + base,
-        **(pretrained_cfg_overlay or {}),
-    }
+    overlay = {"architecture": PREFIX + base, **(pretrained_cfg_overlay or {})}
     try:
-        model = _build_slim(base, source, pretrained and source.weights is None, settings)
+        with _adapting(source, settings.get("in_chans")) as adapt_flag:
+            model = model_entrypoint(base)(
+                pretrained=pretrained and source.weights is None,
+                pretrained_cfg_overlay=overlay,
+                **({} if base.endswith("_pruned") else adapt_flag),
+                **settings,
+            )
     except LinOPError:
         raise
-    except Exception as error:  # timm builds with what a file says
-        asked = {k: v for k, v in kwargs.items() if k not in _FROM_FILES | set(saved_args)}
-        raise _blamed(base, source, asked, error) from error
-    model._model_args = {**source.model_args, **getattr(model, "_model_args", {})}
+    except Exception as error:
+        if source.structure is not None or "pretrained_model_args" in kwargs:
+            _blame_file(base, kwargs, error)
+        raise
     # timm's factory records what it was called with; the source's own arguments came in here.
-    model._model_args = {k: v for k, v in kwargs.items() if k not in _RUNTIME}
+    model._model_args = {k: v for k, v in settings.items() if k not in _RUNTIME}
     return expand(model, rate, init, seed=seed) if rate != 0 else model
-
-
-def _build_slim(base: str, source: Source, pretrained: bool, settings: dict[str, Any]) -> Any:
-    with _adapting(source, settings.get("in_chans")) as adapt_flag:
-        return model_entrypoint(base)(
-            pretrained=pretrained,
-            **({} if base.endswith("_pruned") else adapt_flag),
-            **settings,
-        )
-
-
-_FROM_FILES = {"pretrained_cfg", "pretrained_model_args", "cache_dir"}
-
-
-def _blamed(base: str, source: Source, asked: dict[str, Any], error: Exception) -> Exception:
-    """Return the error to raise: timm's own for what the caller asked, ours for what a file says."""
-    if source.structure is None:
-        return error
-    try:
-        dense_model(base, **asked)
-    except Exception:
-        return error
-    # torch lists each tensor that does not fit on a line of its own
-    reason = str(error).strip().splitlines()[-1:] or [""]
-    return CheckpointError(
-        f"the saved {base} cannot be built ({type(error).__name__}: {reason[0].strip()[:200]}): "
-        "its config.json and its weights contradict each other or were changed since; save the "
-        "model again with timm_linop.save()."
-    )
 
 
 # Arguments that say nothing of the architecture.
 _RUNTIME = ("pretrained_cfg", "pretrained_model_args", "cache_dir", "device", "dtype")
+
+
+def _check_saved(kwargs: Mapping[str, Any]) -> None:
+    """Check what timm's factory has read from a config.json; it hands both to the entrypoint."""
+    for key in ("pretrained_model_args", "pretrained_cfg"):
+        if isinstance(kwargs.get(key), dict):
+            check_saved_args(kwargs[key])
+
+
+def _blame_file(base: str, kwargs: Mapping[str, Any], error: Exception) -> None:
+    """Raise an error of ours, unless timm refuses what the caller asked for also without a file."""
+    read = {"pretrained_cfg", "cache_dir", "pretrained_model_args"}
+    read |= set(kwargs.get("pretrained_model_args") or {})
+    try:
+        dense_model(base, **{k: v for k, v in kwargs.items() if k not in read})
+    except Exception:
+        return
+    # torch lists each tensor that does not fit on a line of its own
+    reason = (str(error).strip().splitlines() or [""])[-1].strip()
+    raise CheckpointError(
+        f"the saved {base} cannot be built ({type(error).__name__}: {reason[:200]}): its "
+        "config.json and its weights contradict each other or were changed since; save the model "
+        "again with timm_linop.save()."
+    ) from error
+
 
 _swap = threading.RLock()
 

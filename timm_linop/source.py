@@ -128,8 +128,8 @@ def _from_name(name: str, base: str) -> Source:
         args = args_told_by(weights, base)
         return Source(Structure.from_state_dict(weights, base, **args), weights, args)
     raise CheckpointError(
-        f"pruned={name[:200]!r} does not exist: no folder, no checkpoint file, and no Hub id (those "
-        "begin with 'hf-hub:'). Check the path."
+        f"pruned={name[:200]!r} does not exist: no folder, no checkpoint file, and no Hub id "
+        "(those begin with 'hf-hub:'). Check the path."
     )
 
 

@@ -22,6 +22,7 @@ from .architecture import (
     known_architecture,
     model_args_of,
     tensors_of,
+    whole_model,
 )
 from .errors import StructureError, close_names
 from .rebuild import resize, settle_feature_widths
@@ -151,7 +152,7 @@ class Structure:
         names = {name for name, _ in tensors_of(model)}
         if names >= set(self.shapes):
             return self
-        _check_against(self, dense_model(self.base))
+        _check_against(self, whole_model(self.base))
         modules = {name for name, _ in model.named_modules()}
         return Structure(
             self.base,
@@ -193,7 +194,7 @@ class Structure:
             timm_linop.errors.StructureError: structure: shapes['a'] is [-1], not a list of sizes...
         """
         data = wire.expect(data, dict, "structure")
-        if data.get("version") != VERSION:
+        if type(data.get("version")) is not int or data["version"] != VERSION:
             raise StructureError(
                 f"structure: version {data.get('version')!r} is not {VERSION}, the one this "
                 "timm_linop reads; upgrade it (pip install -U timm-linop)."
@@ -282,8 +283,9 @@ def _differing_attributes(model: nn.Module, rebuilt: nn.Module) -> dict[str, dic
     found: dict[str, dict[str, int]] = {}
     others = dict(rebuilt.named_modules())
     for name, module in model.named_modules():
-        for attribute in _allowed(others[name]):
+        rebuilt_one = others.get(name, nn.Identity())  # a user may add layers without weights
+        for attribute in set(_allowed(rebuilt_one)) & set(_allowed(module)):
             value = getattr(module, attribute)
-            if value != getattr(others[name], attribute):
+            if value != getattr(rebuilt_one, attribute):
                 found.setdefault(name, {})[attribute] = int(value)
     return found

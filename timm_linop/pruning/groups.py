@@ -55,22 +55,23 @@ def remove(
         ratio: Fraction of each layer's channels to remove.
         round_to: Keep a multiple of this many channels; None keeps any number.
     """
-    # It cuts parameters outside layers (tokens, layer scales) along their last axis, as it should.
-    warnings.filterwarnings("ignore", "Unwrapped parameters detected")
-    pruner = tp.pruner.BasePruner(
-        model,
-        example,
-        importance=importance,
-        pruning_ratio=ratio,
-        round_to=round_to,
-        ignored_layers=outputs_to_keep(model),
-        num_heads=attention_heads(model),
-        # Fresh dicts: torch-pruning's mutable defaults would keep earlier models alive.
-        channel_groups={},
-        in_channel_groups={},
-        out_channel_groups={},
-    )
-    pruner.step()
+    with warnings.catch_warnings():
+        # It cuts parameters outside layers (tokens, layer scales) along their last axis, rightly.
+        warnings.filterwarnings("ignore", "Unwrapped parameters detected")
+        pruner = tp.pruner.BasePruner(
+            model,
+            example,
+            importance=importance,
+            pruning_ratio=ratio,
+            round_to=round_to,
+            ignored_layers=outputs_to_keep(model),
+            num_heads=attention_heads(model),
+            # Fresh dicts: torch-pruning's mutable defaults would keep earlier models alive.
+            channel_groups={},
+            in_channel_groups={},
+            out_channel_groups={},
+        )
+        pruner.step()
     _settle_attention(model, pruner.num_heads)
 
 

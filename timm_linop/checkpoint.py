@@ -1,0 +1,160 @@
+"""Read a slim model's files, which nobody vouches for: a folder, config.json, weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import load_state_dict
+from torch import Tensor
+
+from .errors import CheckpointError
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_MAX_CONFIG_BYTES = 20_000_000
+_MAX_SIZE = 1_000_000
+
+
+def slim_folder(path: Path) -> Path:
+    """Return the slim folder that a path means: itself, or ``slim/`` of a run folder.
+
+    Args:
+        path: A folder.
+
+    Raises:
+        CheckpointError: If neither holds a config.json and weights.
+
+    Example:
+        >>> slim_folder(Path("/nowhere"))
+        Traceback (most recent call last):
+        ...
+        timm_linop.errors.CheckpointError: /nowhere holds no slim model (config.json ...
+    """
+    for folder in (path, path / "slim"):
+        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            return folder
+    raise CheckpointError(
+        f"{path} holds no slim model ({CONFIG} and {WEIGHTS}, in it or in its slim/ folder); name "
+        "the output folder of prune.py or train.py, or one written by timm_linop.save()."
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a config.json that nobody vouches for.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its top level, label names moved beside the ``pretrained_cfg`` as timm does.
+
+    Raises:
+        CheckpointError: If it is too large, no JSON, or no object.
+    """
+    size = path.stat().st_size
+    if size > _MAX_CONFIG_BYTES:
+        raise CheckpointError(
+            f"{path} has {size:,} bytes, over {_MAX_CONFIG_BYTES:,}; no model needs that: save it "
+            "again."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON ({error}); save the model again.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds no JSON object; save the model again.")
+    cfg = mapping(config, "pretrained_cfg", path)
+    for key in ("num_classes", "label_names", "label_descriptions"):
+        if key in config:
+            cfg[key] = config[key]
+    return {**config, "pretrained_cfg": cfg}
+
+
+def mapping(config: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """Return an object of a config.json; an absent one is empty.
+
+    Raises:
+        CheckpointError: If it is something else.
+    """
+    value = config.get(key, {})
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: {key} is no JSON object; save the model again.")
+    return dict(value)
+
+
+def check_saved_args(args: Mapping[str, Any]) -> None:
+    """Refuse arguments of a config.json that would read other files or take absurd memory.
+
+    Args:
+        args: Its ``model_args``.
+
+    Raises:
+        CheckpointError: If ``pruned`` names a path or repo, or a size is over a million.
+
+    Example:
+        >>> check_saved_args({"num_classes": 10**12})
+        Traceback (most recent call last):
+        ...
+        timm_linop.errors.CheckpointError: config.json: num_classes=1000000000000 is no size ...
+    """
+    if isinstance(args.get("pruned"), str):
+        raise CheckpointError(
+            f"config.json: pruned={args['pruned'][:80]!r} names a place outside of what was "
+            "saved; save the model with timm_linop.save(), which writes its structure."
+        )
+    for key, value in args.items():
+        sizes = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(size, int | float) and abs(size) > _MAX_SIZE for size in sizes):
+            raise CheckpointError(
+                f"config.json: {str(key)[:80]}={str(value)[:80]} is no size a model can have (over "
+                f"{_MAX_SIZE:,}); save the model again."
+            )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict without unpickling code.
+
+    Args:
+        path: A ``.safetensors`` file, or a ``.pth`` one read with ``weights_only=True``.
+
+    Returns:
+        Tensor name to tensor; a wrapper's prefix and a checkpoint's outer dict are taken off.
+
+    Raises:
+        CheckpointError: If it is missing, corrupt, or would run code when read.
+    """
+    try:
+        weights = load_state_dict(str(path))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist; check the path.") from error
+    except Exception as error:  # the readers raise whatever a corrupt file makes of them
+        if "weights_only" in str(error):
+            raise CheckpointError(
+                f"{path} is a pickled module, which could run any code when read; save its tensors "
+                "instead: torch.save(model.state_dict(), path)."
+            ) from error
+        raise CheckpointError(
+            f"{path} is no readable state dict ({type(error).__name__}); it may be cut short. "
+            "Save it again as .safetensors."
+        ) from error
+    if not isinstance(weights, dict) or not all(torch.is_tensor(v) for v in weights.values()):
+        raise CheckpointError(
+            f"{path} holds no state dict (names to tensors); save model.state_dict()."
+        )
+    for name, tensor in weights.items():
+        _check_real(path, name, tensor)
+    return weights
+
+
+def _check_real(path: Path, name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is not there number by number: a file of 1 kB may declare terabytes."""
+    plain = tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized
+    held = tensor.untyped_storage().nbytes() if plain else 0
+    if not plain or tensor.is_complex() or held < tensor.numel() * tensor.element_size():
+        raise CheckpointError(
+            f"{path}: {str(name)[:80]!r} declares {list(tensor.shape)} of {tensor.dtype}, but does "
+            "not hold that many plain numbers; save model.state_dict() of a dense, real model."
+        )
