@@ -133,8 +133,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # the readers raise whatever a corrupt file makes of them
         if "weights_only" in str(error):
             raise CheckpointError(
-                f"{path} is a pickled module, which could run any code when read; save its tensors "
-                "instead: torch.save(model.state_dict(), path)."
+                f"{path} is a pickled module, which could run any code when read, or is damaged; "
+                "save the tensors instead: torch.save(model.state_dict(), path)."
             ) from error
         raise CheckpointError(
             f"{path} is no readable state dict ({type(error).__name__}); it may be cut short. "

@@ -29,6 +29,9 @@ def resize(
         model: A dense model; ``shapes`` and ``attributes`` have been checked against it.
         shapes: Tensor name to slim shape, None for an axis that stays.
         attributes: Module name to whole numbers that shapes do not tell.
+
+    Raises:
+        StructureError: If a layer's own tensors contradict each other.
     """
     touched = {name.rpartition(".")[0] for name in shapes} | set(attributes)
     depthwise = {name for name in touched if _is_depthwise(model.get_submodule(name))}
@@ -38,6 +41,7 @@ def resize(
         module = model.get_submodule(name)
         for attribute, value in attributes.get(name, {}).items():
             setattr(module, attribute, value)
+        _check_layer(name, module)
         _settle(module, name in depthwise and "groups" not in attributes.get(name, {}))
 
 
@@ -50,6 +54,32 @@ def _cut(model: nn.Module, name: str, shape: tuple[int | None, ...]) -> None:
         module._parameters[key] = nn.Parameter(part, requires_grad=tensor.requires_grad)
     else:
         module._buffers[key] = part
+
+
+# Layers whose weight and bias both have the outputs as their first axis.
+_OUTPUTS_FIRST = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.Linear,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._NormBase,
+)
+
+
+def _check_layer(name: str, module: nn.Module) -> None:
+    """Compare what the meta device does not: it adds a bias of any length."""
+    if not isinstance(module, _OUTPUTS_FIRST) or module.weight is None:
+        return
+    weight: Any = module.weight
+    for key in ("bias", "running_mean", "running_var"):
+        other: Any = getattr(module, key, None)
+        if other is not None and other.shape[0] != weight.shape[0]:
+            raise StructureError(
+                f"{name}: its shapes contradict each other, weight has {weight.shape[0]} outputs "
+                f"and {key} {other.shape[0]}; prune it again."
+            )
 
 
 def _is_depthwise(module: nn.Module) -> bool:
@@ -81,6 +111,28 @@ def _settle(module: Any, depthwise: bool) -> None:
         module.scale = module.head_dim**-0.5
 
 
+def settle(model: Any, *, new_classifier: bool) -> None:
+    """Make a resized model whole: its feature metadata, and a classifier that was not told.
+
+    Args:
+        model: A slim timm model.
+        new_classifier: The shapes are of a model without classifier (``num_classes=0``), so one
+            that does not fit is made anew, as timm does for another number of classes.
+
+    Raises:
+        StructureError: If the model cannot run, so its shapes contradict each other.
+    """
+    try:
+        settle_feature_widths(model)
+    except StructureError:
+        if not (new_classifier and getattr(model, "num_classes", 0)):
+            raise
+        num_classes = model.num_classes
+        model.reset_classifier(0)
+        settle_feature_widths(model)
+        model.reset_classifier(num_classes)
+
+
 def settle_feature_widths(model: Any) -> None:
     """Set ``num_features``, ``head_hidden_size`` and ``feature_info`` to what the slim layers give.
 
@@ -101,33 +153,57 @@ def settle_feature_widths(model: Any) -> None:
         >>> model.num_features
         96
     """
-    widths: dict[str, int] = {}
     channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
     infos = getattr(model, "feature_info", [])
     infos = getattr(infos, "info", infos)
+    fed: dict[str, int] = {}
+    given: dict[str, int] = {}
 
     def note(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                last = output.ndim != 4 or channels_last
-                widths[name] = output.shape[-1 if last else 1]
+        def hook(_module: nn.Module, inputs: Any, output: Any) -> None:
+            _note_width(fed, name, inputs, channels_last)
+            _note_width(given, name, output, channels_last)
 
         return hook
 
     modules = dict(model.named_modules())
     with ExitStack() as hooks:
-        for info in infos:
-            if info.get("module") in modules:
-                handle = modules[info["module"]].register_forward_hook(note(info["module"]))
-                hooks.enter_context(handle)
+        for name in {info.get("module") for info in infos} | {"head"}:
+            if name in modules:
+                hooks.enter_context(modules[name].register_forward_hook(note(name)))
         features, hidden = _probe(model)
     for info in infos:
-        info["num_chs"] = widths.get(info.get("module", ""), info["num_chs"])
-    if isinstance(features, Tensor) and hasattr(model, "num_features"):
-        last = features.ndim != 4 or channels_last
-        model.num_features = features.shape[-1 if last else 1]
-    if isinstance(hidden, Tensor) and hidden.ndim == 2 and hasattr(model, "head_hidden_size"):
-        model.head_hidden_size = hidden.shape[1]
+        info["num_chs"] = given.get(info.get("module", ""), info["num_chs"])
+    _note_width(given, "features", features, channels_last)
+    if isinstance(hidden, Tensor) and hidden.ndim == 2:
+        given["hidden"] = hidden.shape[1]
+    _set_widths(model, given.get("features"), given.get("hidden"), fed.get("head"))
+
+
+def _note_width(widths: dict[str, int], name: str, value: Any, channels_last: bool) -> None:
+    """Remember the channels of a tensor, or of the first one of several."""
+    if isinstance(value, tuple | list) and value:
+        value = value[0]
+    if isinstance(value, Tensor) and value.ndim > 1:
+        widths[name] = value.shape[-1 if value.ndim != 4 or channels_last else 1]
+
+
+def _set_widths(model: Any, features: int | None, hidden: int | None, fed: int | None) -> None:
+    """Correct every count that timm's ``reset_classifier`` and heads remember."""
+    if getattr(model, "embed_dim", None) == getattr(model, "num_features", None):
+        _set_counts(model, ("embed_dim",), features)  # of a network of one width
+    _set_counts(model, ("num_features",), features)
+    _set_counts(model, ("head_hidden_size",), hidden)
+    head = getattr(model, "head", None)
+    if hasattr(head, "reset"):  # one of timm's heads
+        _set_counts(head, ("in_features",), fed)
+        _set_counts(head, ("num_features", "hidden_size"), hidden)
+
+
+def _set_counts(module: Any, names: tuple[str, ...], width: int | None) -> None:
+    for name in names:
+        if width is not None and isinstance(getattr(module, name, None), int):
+            setattr(module, name, width)
 
 
 def _probe(model: Any) -> tuple[Any, Any]:
@@ -177,4 +253,5 @@ class _Heads(nn.Module):
         if not hasattr(self.model, "forward_head"):
             return self.model(x), None
         features = self.model.forward_features(x)
+        self.model.forward_head(features)  # the classifier must fit, too
         return features, self.model.forward_head(features, pre_logits=True)

@@ -25,7 +25,7 @@ from .architecture import (
     whole_model,
 )
 from .errors import StructureError, close_names
-from .rebuild import resize, settle_feature_widths
+from .rebuild import resize, settle
 
 VERSION = 1
 
@@ -144,7 +144,8 @@ class Structure:
         structure = self._for(model)
         _check_against(structure, model)
         resize(model, structure.shapes, structure.attributes)
-        settle_feature_widths(model)
+        classifier = {name for name, axis in free_axes(model).items() if axis == 0}
+        settle(model, new_classifier=not classifier & set(structure.shapes))
         return model
 
     def _for(self, model: nn.Module) -> Structure:
