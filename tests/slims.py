@@ -25,6 +25,8 @@ FAMILIES = {
     "mobilenetv2_035": 64,
     "regnetx_002": 64,
 }
+QUICK = [name for name in FAMILIES if name.startswith("test_")]
+NORMED = ["test_resnet", "test_efficientnet", "mobilenetv2_035", "regnetx_002"]  # by BatchNorm
 
 
 def lively(name: str, **args: Any) -> nn.Module:

@@ -337,7 +337,7 @@ def test_no_json_raises_anything_foreign(shapes: Any, attributes: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(choices=st.data())
 def test_any_smaller_shapes_are_refused_or_run(name: str, choices: st.DataObject) -> None:
     """Fuzz: whatever is smaller entry by entry either gives a model that runs, or is refused."""

@@ -125,9 +125,9 @@ def settle(model: Any, *, new_classifier: bool) -> None:
     try:
         settle_feature_widths(model)
     except StructureError:
-        if not (new_classifier and getattr(model, "num_classes", 0)):
+        num_classes: int = getattr(model, "num_classes", 0)
+        if not new_classifier or num_classes == 0:
             raise
-        num_classes = model.num_classes
         model.reset_classifier(0)
         settle_feature_widths(model)
         model.reset_classifier(num_classes)

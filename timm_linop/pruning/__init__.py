@@ -54,6 +54,11 @@ def prune(
     weight = next(slim.parameters())
     if example is None:
         example = torch.randn(1, *get_model_input_config(slim)["input_size"])
+    if example.numel() == 0:
+        raise PruningError(
+            f"example holds no image ({list(example.shape)}), so nothing could be compared; pass a "
+            "batch of at least one, or None."
+        )
     example = example.to(weight)
     try:
         prune_by_magnitude(slim, example, ratio, round_to)
