@@ -81,9 +81,7 @@ def test_it_is_deterministic() -> None:
     assert_untouched(again, state(once))
 
 
-@pytest.mark.parametrize(
-    "name", ["test_resnet", "test_efficientnet", "mobilenetv2_035", "regnetx_002"]
-)
+@pytest.mark.parametrize("name", NORMED)
 def test_the_slim_model_computes_what_a_masked_one_does(name: str) -> None:
     """Silencing the removed channels of the dense model gives the slim model's logits."""
     dense, narrow = lively(name), slim(name)

@@ -368,26 +368,35 @@ def during_a_build(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
     monkeypatch.setattr(Structure, "build", interrupted)
 
 
-def test_timms_own_pruning_works_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this thread and in another one, timm's own pruned models stay what they are."""
-    shapes: list[dict[str, Any]] = []
+def shapes_of_timms_own() -> dict[str, Any]:
+    model = timm.create_model(OWN_PRUNED)
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
-    def build_timms() -> None:
-        model = timm.create_model(OWN_PRUNED)
-        shapes.append({name: tensor.shape for name, tensor in model.state_dict().items()})
 
-    def act() -> None:
-        build_timms()
-        thread = threading.Thread(target=build_timms)
-        thread.start()
-        thread.join()
-
-    build_timms()
-    during_a_build(monkeypatch, act)
+def test_timms_own_pruning_works_within_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[dict[str, Any]] = []
+    during_a_build(monkeypatch, lambda: found.append(shapes_of_timms_own()))
     x = images("test_resnet")
     assert torch.equal(twin("test_resnet", slim("test_resnet"))(x), slim("test_resnet")(x))
-    assert len(shapes) == 3
-    assert shapes[1] == shapes[0] and shapes[2] == shapes[0]
+    assert found == [shapes_of_timms_own()]
+
+
+def test_timms_own_pruning_works_in_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even before ours has been adapted, when the function in place still waits for its model."""
+    found: list[dict[str, Any]] = []
+    entrypoint = timm_linop.registry.model_entrypoint
+
+    def interrupted(name: str) -> Any:
+        assert _builder.adapt_model_from_file is not TIMMS_OWN
+        thread = threading.Thread(target=lambda: found.append(shapes_of_timms_own()))
+        thread.start()
+        thread.join()
+        return entrypoint(name)
+
+    monkeypatch.setattr(timm_linop.registry, "model_entrypoint", interrupted)
+    x = images("test_resnet")
+    assert torch.equal(twin("test_resnet", slim("test_resnet"))(x), slim("test_resnet")(x))
+    assert found == [shapes_of_timms_own()]
 
 
 def test_a_twin_built_within_a_twin(monkeypatch: pytest.MonkeyPatch) -> None:
