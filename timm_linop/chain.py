@@ -60,7 +60,7 @@ class LinearChain(nn.Module, ABC):
         return f"rate={self.rate}, init={self.init!r}"
 
     def _width(self, channels: int) -> int:
-        return math.ceil(self.rate * channels)
+        return math.ceil(round(self.rate * channels, 9))  # 1.1 * 50 is 55.00000000000001
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
@@ -95,10 +95,11 @@ class ConvChain(LinearChain):
         b: Float[Tensor, "n q"],
     ) -> Float[Tensor, "n m *kernel"]:
         """Contract (Eq. 1, 3): ``W[o,i] = sum_{s,t} B[o,s] C[s,t] A[t,i]``."""
-        a_, c_, b_ = (_exact(_grouped(f, self.groups)) for f in (a, c.flatten(2), b))
+        flat = a, c.flatten(2), b
+        a_, c_, b_ = (_exact(_shaped(f, self.groups, -1, *f.shape[1:])) for f in flat)
         with _no_autocast(a.device):
             weight = _product(b_, c_, a_)
-        return weight.reshape(b.shape[0], a.shape[1], *c.shape[2:]).to(a.dtype)
+        return _shaped(weight, b.shape[0], a.shape[1], *c.shape[2:]).to(a.dtype)
 
     @torch.no_grad()
     def right_inverse(self, weight: Float[Tensor, "n m *kernel"]) -> tuple[Tensor, ...]:
@@ -108,7 +109,7 @@ class ConvChain(LinearChain):
         if weight.is_meta:
             shapes = (self.groups * p, m), (self.groups * q, p, *kernel), (n, q)
             return tuple(weight.new_empty(shape) for shape in shapes)
-        w = _grouped(weight.detach().to("cpu", torch.float64).flatten(2), self.groups)
+        w = weight.detach().to("cpu", torch.float64).reshape(self.groups, -1, m, math.prod(kernel))
         generator = self._generator()
         inputs, outputs = w.transpose(1, 2).flatten(2), w.flatten(2)  # g x m' x .., g x n' x ..
         a, a_inverse = draw(self.init, inputs, p, fan_in=m, share=1 / 3, generator=generator)
@@ -142,9 +143,7 @@ class DenseChain(LinearChain):
         if weight.is_meta:
             return weight.new_empty(p, m), weight.new_empty(n, p)
         w = weight.detach().to("cpu", torch.float64)[None]
-        generator = self._generator()
-        inputs = w.transpose(1, 2)
-        a, a_inverse = draw(self.init, inputs, p, fan_in=m, share=1 / 2, generator=generator)
+        a, a_inverse = draw(self.init, w.mT, p, fan_in=m, share=1 / 2, generator=self._generator())
         return _like(a[0], weight), _like((w @ a_inverse)[0], weight)
 
 
@@ -222,7 +221,8 @@ def expand_layer(module: nn.Module, chain: LinearChain) -> None:
         >>> sorted(name for name, _ in layer.named_parameters())
         ['bias', 'parametrizations.weight.original0', 'parametrizations.weight.original1']
     """
-    parametrize.register_parametrization(module, "weight", chain)
+    with torch.inference_mode(False):  # a tensor born in inference mode could never be trained
+        parametrize.register_parametrization(module, "weight", chain)
     chain.slim_loader = module.register_load_state_dict_pre_hook(_factor_incoming_weight)
 
 
@@ -242,8 +242,9 @@ def contract_layer(module: Any) -> None:
     chain = chain_of(module)
     assert chain is not None
     chain.slim_loader.remove()
-    trainable = factors_of(module)[0].requires_grad
-    weight = nn.Parameter(module.weight.detach().clone(), requires_grad=trainable)
+    trainable = any(factor.requires_grad for factor in factors_of(module))
+    with torch.inference_mode(False):
+        weight = nn.Parameter(module.weight.detach(), requires_grad=trainable)
     # torch takes the property off the class, which deep copies share: a class of its own first.
     cls = type(module)
     module.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
@@ -277,13 +278,12 @@ def _no_autocast(device: torch.device) -> torch.autocast:
     return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 
-def _grouped(factor: Tensor, groups: int) -> Tensor:
-    """Add the leading group axis.
+def _shaped(tensor: Tensor, *shape: int) -> Tensor:
+    """Reshape through one flat axis, so that even axes of size 1 have the plain strides.
 
-    Through one flat axis, so that the gradient comes back with the factor's own strides:
-    DistributedDataParallel copies its buckets when even a stride of a size-1 axis differs.
+    DistributedDataParallel copies buckets where a stride differs; safetensors refuses the weight.
     """
-    return factor.reshape(-1).view(groups, factor.shape[0] // groups, *factor.shape[1:])
+    return tensor.reshape(-1).view(shape)
 
 
 def _product(
@@ -297,4 +297,4 @@ def _product(
 
 
 def _like(factor: Tensor, weight: Tensor) -> Tensor:
-    return factor.to(device=weight.device, dtype=weight.dtype).contiguous()
+    return _shaped(factor.to(device=weight.device, dtype=weight.dtype), *factor.shape)

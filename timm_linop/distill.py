@@ -24,12 +24,14 @@ import torch
 from jaxtyping import Float
 from timm.models import group_modules
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .errors import RecipeError, UnknownLayerError, close_names
 
 PAIRS = ("all", "blocks", "stages", "last")
 _SHORTCUTS = ("downsample", "shortcut")
+# timm's channel gates, which stand after a block's last convolution and are not its output.
+_GATES = ("SEModule", "SqueezeExcite", "EffectiveSEModule", "EcaModule", "CecaModule")
+_NOTHING = 1e-12  # a norm below this is that of an image without activations
 
 
 class SimilarityPreservingLoss(nn.Module):
@@ -82,7 +84,18 @@ class SimilarityPreservingLoss(nn.Module):
 
         Returns:
             A scalar in float32 (float64 for float64 activations).
+
+        Raises:
+            RecipeError: If there are no pairs, or the two sides saw different numbers of images.
         """
+        if not student:
+            raise RecipeError("SP-KD has no pairs of layers; choose other pairs, or gamma=0.")
+        for name, activation in student.items():
+            if len(activation) != len(teacher[name]):
+                raise RecipeError(
+                    f"SP-KD compares the same images, but {name!r} holds {len(activation)} rows of "
+                    f"the student and {len(teacher[name])} of the teacher; give both one batch."
+                )
         losses = [self._pair(student[name], teacher[name]) for name in student]
         total = torch.stack(losses).sum()
         return total / len(losses) if self.reduction == "mean" else total
@@ -116,9 +129,11 @@ def similarity(activation: Float[Tensor, "b *rest"]) -> Float[Tensor, "b b"]:
     with torch.autocast(activation.device.type, enabled=False):
         q = activation.to(torch.promote_types(activation.dtype, torch.float32)).flatten(1)
         # G does not change with one scale for all rows, so neither does its gradient.
-        largest = q.detach().norm(dim=1).max()
-        q = q / largest.clamp_min(torch.finfo(q.dtype).tiny)
-        return F.normalize(q @ q.T, dim=1)
+        q = q / q.detach().abs().max().clamp_min(torch.finfo(q.dtype).tiny)
+        gram = q @ q.T
+        norms = gram.norm(dim=1, keepdim=True)
+        # An image that activates nothing has no likeness to move: its row and gradient are zero.
+        return gram / norms.where(norms > _NOTHING, torch.inf)
 
 
 def paired_layers(student: nn.Module, teacher: nn.Module, pairs: str | Sequence[str]) -> list[str]:
@@ -133,6 +148,7 @@ def paired_layers(student: nn.Module, teacher: nn.Module, pairs: str | Sequence[
         Names of convolutions and linear layers, in the teacher's order.
 
     Raises:
+        RecipeError: If the teacher does not say where its blocks or stages are.
         UnknownLayerError: If a chosen layer is missing on either side.
 
     Example:
@@ -161,9 +177,16 @@ def _choose(teacher: Any, layers: list[str], pairs: str) -> list[str]:
         return layers
     heads = (getattr(teacher, "pretrained_cfg", None) or {}).get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    trunk = [n for n in layers if n not in heads and not any(s in n for s in _SHORTCUTS)]
+    gates = tuple(f"{n}." for n, m in teacher.named_modules() if type(m).__name__ in _GATES)
+    aside = [n for n in layers if n.startswith(gates) or any(s in n for s in _SHORTCUTS)]
+    trunk = [n for n in layers if n not in heads and n not in aside]
     if pairs == "last":
         return trunk[-1:]
+    if not hasattr(teacher, "group_matcher"):
+        raise RecipeError(
+            f"{type(teacher).__name__} does not say where its {pairs} are (it has no "
+            "group_matcher), so SP-KD cannot pair them; use pairs='all', 'last', or layer names."
+        )
     groups = group_modules(teacher, teacher.group_matcher(coarse=pairs == "stages"))
     members = [[name for name in trunk if name in group] for group in map(set, groups.values())]
     ends = {layers[-1] for layers in members if layers}
@@ -190,9 +213,10 @@ class Taps:
         self.activations: dict[str, Tensor] = {}
 
     def __enter__(self) -> dict[str, Tensor]:
+        modules = [self.model.get_submodule(name) for name in self.names]  # all known, or no hook
         self._handles = [
-            self.model.get_submodule(name).register_forward_hook(self._keep(name))
-            for name in self.names
+            module.register_forward_hook(self._keep(name))
+            for name, module in zip(self.names, modules, strict=True)
         ]
         return self.activations
 

@@ -14,16 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .chain import (
-    LinearChain,
-    chain_for,
-    chain_of,
-    contract_layer,
-    expand_layer,
-    factors_of,
-)
+from .chain import LinearChain, chain_for, chain_of, contract_layer, expand_layer, factors_of
 from .errors import ExpansionError, UnknownLayerError, close_names
 from .initialise import INITS
+
+_KINDS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,7 @@ def expand(
     chosen = _chosen(layers, include, exclude)
     reasons = _reasons(model)
     if seed is None:
-        seed = int(torch.randint(2**31, ()))
+        seed = int(torch.randint(2**31, (), device="cpu"))
     for name in chosen:
         if not reasons[name]:
             layer_seed = seed + zlib.crc32(name.encode())
@@ -218,8 +213,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(module, LinearChain | parametrize.ParametrizationList):
             continue
         weight = getattr(module, "weight", None)
-        held = "weight" in module._parameters or parametrize.is_parametrized(module, "weight")
-        if held and isinstance(weight, Tensor) and (weight.ndim > 1 or _is_lazy(weight)):
+        if isinstance(weight, Tensor) and (weight.ndim > 1 or _is_lazy(weight)):
             yield name, module
 
 
@@ -238,15 +232,19 @@ def _reason(layer: nn.Module, holders: Counter[int]) -> str:
         return ""
     if parametrize.is_parametrized(layer, "weight"):
         return "its weight has a parametrization already"
-    weight = layer._parameters["weight"]
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+    if not isinstance(layer, _KINDS):
         return f"{type(layer).__name__} is no Conv1d/2d/3d or Linear layer"
-    if weight is None or _is_lazy(weight):
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        return "its weight is no parameter: a hook makes it (weight_norm, a pruning mask)"
+    if _is_lazy(weight):
         return "its shape is not known before the first forward"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}, not floating point"
     if holders[id(weight)] > 1:
         return "its weight is tied to another layer's"
+    if not weight.is_meta and not weight.isfinite().all():
+        return "its weight holds NaN or infinity"
     return ""
 
 

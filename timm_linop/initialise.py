@@ -15,6 +15,7 @@ init            ``U``           ``s``                               ``V``
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -59,12 +60,13 @@ def draw(
         True
     """
     groups, channels, _ = unfolded.shape
-    noise = torch.randn(groups, width, channels, dtype=torch.float64, generator=generator)
+    here: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device
+    noise = torch.randn(groups, width, channels, generator=generator, **here)
     if init == "normal":
         u, s, vh = torch.linalg.svd(noise / math.sqrt(fan_in), full_matrices=False)
     else:
-        u, vh = torch.linalg.qr(noise).Q, torch.eye(channels, dtype=torch.float64)
-        s = torch.ones(groups, channels, dtype=torch.float64)
+        u, vh = torch.linalg.qr(noise).Q, torch.eye(channels, **here)
+        s = torch.ones(groups, channels, **here)
     if init == "balanced":
         squares, vectors = torch.linalg.eigh(unfolded @ unfolded.mT)
         s, vh = squares.clamp(min=0).sqrt() ** share, vectors.mT

@@ -1,0 +1,28 @@
+"""What every test starts from: checked shapes, the same examples, fixed seeds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Annotated shapes are checked where tensors carry the meaning. In place before timm_linop is
+# imported; an int passes for a float, as for any type checker. (The pytest option of jaxtyping
+# cannot pass that setting on to beartype together with more than one module.)
+install_import_hook(
+    [f"timm_linop.{module}" for module in ("chain", "initialise", "distill")],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
+
+# The same examples in every run, and no clock: the machines that run this are shared.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
+
+# Tensors here are small: a second thread would only wait, most of all where cores are shared.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
