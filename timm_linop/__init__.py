@@ -7,11 +7,40 @@ Importing it registers ``linop_X`` in timm for every architecture X.
     timm_linop.contract(model)                                             # slim again
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .expand import audit, contract, expand
 from .registry import register_twins
 from .structure import Structure
 
-__all__ = ["Structure", "audit", "contract", "expand"]
+if TYPE_CHECKING:
+    from .distill import SimilarityPreservingLoss
+    from .hub import push, save
+    from .pruning import prune
+
+__all__ = [
+    "SimilarityPreservingLoss",
+    "Structure",
+    "audit",
+    "contract",
+    "expand",
+    "prune",
+    "push",
+    "save",
+]
 __version__ = "0.1.0"
+
+# Found when first asked for, so that `import timm_linop` costs little beside `import timm`.
+_LATER = {"SimilarityPreservingLoss": "distill", "prune": "pruning", "push": "hub", "save": "hub"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+
 
 register_twins()

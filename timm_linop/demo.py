@@ -1,7 +1,7 @@
 """The main job on the digits that ship with scikit-learn: ``timm-linop demo``.
 
-Dense -> pruned -> fine-tuned twice from the same pruned weights (vanilla, LinOP + SP-KD) -> table ->
-reload by name in a new process. Every number printed is measured in the run that prints it.
+Dense -> pruned -> fine-tuned twice from the same pruned weights (vanilla, LinOP + SP-KD) -> reload
+by name in a new process -> table. Every number printed is measured in the run that prints it.
 """
 
 from __future__ import annotations

@@ -158,8 +158,8 @@ def _loaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
         raise
     except Exception as error:  # timm and the Hub's client raise many kinds
         raise CheckpointError(
-            f"{name} cannot be loaded ({type(error).__name__}: {str(error)[:200]}); check the name, "
-            "the folder, or the network."
+            f"{name} cannot be loaded ({type(error).__name__}: {str(error)[:200]}); check the "
+            "name, the folder, or the network."
         ) from error
 
 

@@ -140,7 +140,7 @@ class ScheduleConfig:
 
     Attributes:
         epochs: Passes over the training images.
-        sched: Any scheduler of timm.scheduler (cosine, multistep, step, plateau excepted).
+        sched: One of timm's schedules: cosine, multistep, step, poly...
         warmup_epochs: Epochs of linear warm-up.
         warmup_lr: Learning rate it starts from.
         min_lr: Learning rate that cosine ends at.
@@ -179,7 +179,7 @@ class PruneConfig:
     """What to remove.
 
     Attributes:
-        weights: Trained weights of --model: a folder, a checkpoint file, or "pretrained" for timm's.
+        weights: Trained weights of --model: a folder, a checkpoint file, or "pretrained".
         ratio: Fraction of each layer's channels to remove.
         round_to: Keep a multiple of this many channels; 1 keeps any number.
     """
