@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import timm
 import torch
@@ -53,7 +54,7 @@ def accuracy_of(folder: Path) -> float:
     return 100 * torch.cat(right).mean().item()
 
 
-test_ARMS = {
+ARMS = {
     "vanilla": ["--rate", "0", "--gamma", "0"],
     "distilled": ["--rate", "0", "--teacher", "DENSE"],
     "expanded": ["--gamma", "0"],
@@ -194,7 +195,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     flags, message = REFUSED[case]
     before = sorted(pruned.rglob("*"))

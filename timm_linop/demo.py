@@ -39,7 +39,10 @@ MODEL = "mobilenetv2_050"
 MODEL_CONFIG = ModelConfig(MODEL, in_chans=1, img_size=32, model_kwargs={"output_stride": 8})
 DATA = DataConfig("digits", batch_size=32, crop_pct=1.0)
 SCHEDULE = ScheduleConfig(epochs=12, warmup_epochs=1)
-DENSE_LR, FINE_TUNING_LR = 0.05, 0.01
+DENSE_LR = 0.05
+# Expansion changes the effective step, so each arm has its own rate: the better of 0.01 and 0.02 on
+# the validation images (seed 42).
+FINE_TUNING_LR = {"vanilla": 0.02, "linop": 0.01}
 WEIGHT_DECAY = 1e-4
 RATIO = 0.75
 # Each arm has a folder of its name in the run's folder.
@@ -80,7 +83,6 @@ def demo(output: Path, seed: int = 42) -> Path:
     tuned = replace(
         recipe,
         model=ModelConfig(pruned=str(folder / "pruned"), img_size=32),
-        optim=OptimConfig(lr=FINE_TUNING_LR, weight_decay=WEIGHT_DECAY),
     )
     print("3/5 vanilla fine-tuning", flush=True)
     run.train(_arm(tuned, folder, "vanilla", ExpandConfig(rate=0), DistillConfig(gamma=0)))
@@ -106,8 +108,13 @@ def _pruning(folder: Path, seed: int) -> PruneRecipe:
 def _arm(
     recipe: Recipe, folder: Path, name: str, expand: ExpandConfig, distill: DistillConfig
 ) -> Recipe:
-    run_config = replace(recipe.run, output=str(folder / name))
-    return replace(recipe, expand=expand, distill=distill, run=run_config)
+    return replace(
+        recipe,
+        expand=expand,
+        distill=distill,
+        optim=OptimConfig(lr=FINE_TUNING_LR[name], weight_decay=WEIGHT_DECAY),
+        run=replace(recipe.run, output=str(folder / name)),
+    )
 
 
 def _rows(folder: Path) -> dict[str, card.Result]:

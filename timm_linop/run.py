@@ -59,10 +59,10 @@ def train(recipe: Recipe) -> Path:
     student, slim_start = make_student(recipe, data)
     loaders = make_loaders(recipe, recipe.augment, data, student)
     teacher = make_teacher(recipe, loaders.config) if recipe.distill.gamma else None
+    trainer = Trainer(student, teacher, loaders.train, loaders.validation, recipe, accelerator)
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe, output / "recipe.yaml")
-    trainer = Trainer(student, teacher, loaders.train, loaders.validation, recipe, accelerator)
     test = accelerator.prepare(loaders.test)
     before = {"dense": teacher and teacher.model, "pruned": slim_start}
     results = _evaluated(before, test, accelerator, len(data.class_names))
