@@ -67,7 +67,7 @@ def train(recipe: Recipe) -> Path:
     before = {"dense": teacher and teacher.model, "pruned": slim_start}
     results = _evaluated(before, test, accelerator, len(data.class_names))
     trained, seconds = trainer.run(output / "metrics.csv")
-    slim = _contracted(trained, next(iter(test))[0])
+    slim = _contracted(trained, next(iter(test))[0], accelerator)
     accuracy = evaluate(slim, test, accelerator)["validation_accuracy"]
     results.append(card.Result(arm_of(recipe), accuracy, training_seconds=seconds))
     if accelerator.is_main_process:
@@ -172,7 +172,7 @@ def _evaluated(
 
 
 @torch.no_grad()
-def _contracted(model: nn.Module, images: Tensor) -> nn.Module:
+def _contracted(model: nn.Module, images: Tensor, accelerator: Accelerator) -> nn.Module:
     """Contract a model and hold its logits against the expanded ones."""
     model.eval()
     if not is_expanded(model):
@@ -186,4 +186,5 @@ def _contracted(model: nn.Module, images: Tensor) -> nn.Module:
             "trained factors are too ill-conditioned for float32. Lower --lr, or use "
             "--init orthogonal."
         )
+    accelerator.print(f"contracted: the logits moved by {off:.1e} relative")
     return model
