@@ -113,14 +113,9 @@ def build(
     if source.pretrained_cfg is not None and not settings.get("pretrained_cfg"):
         settings["pretrained_cfg"] = {**source.pretrained_cfg, "architecture": base}
     overlay = {"architecture": PREFIX + base, **(pretrained_cfg_overlay or {})}
+    load = pretrained and source.weights is None
     try:
-        with _adapting(source, settings.get("in_chans")) as adapt_flag:
-            model = model_entrypoint(base)(
-                pretrained=pretrained and source.weights is None,
-                pretrained_cfg_overlay=overlay,
-                **({} if base.endswith("_pruned") else adapt_flag),
-                **settings,
-            )
+        model = _slim(base, source, pretrained=load, pretrained_cfg_overlay=overlay, **settings)
     except LinOPError:
         raise
     except Exception as error:
@@ -134,6 +129,14 @@ def build(
 
 # Arguments that say nothing of the architecture.
 _RUNTIME = ("pretrained_cfg", "pretrained_model_args", "cache_dir", "device", "dtype")
+
+
+def _slim(base: str, source: Source, **settings: Any) -> Any:
+    """Call timm's own entrypoint, which applies the source on the way."""
+    with _adapting(source, settings.get("in_chans")) as adapt_flag:
+        # timm's own *_pruned entrypoints pass that flag themselves.
+        flag = {} if base.endswith("_pruned") else adapt_flag
+        return model_entrypoint(base)(**flag, **settings)
 
 
 def _check_saved(kwargs: Mapping[str, Any]) -> None:
