@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+)
 from huggingface_hub.errors import LocalTokenNotFoundError
 from timm.models import save_for_hf
 from torch import nn
@@ -228,7 +234,7 @@ def _explained(what: str) -> Iterator[None]:
         advice = _ADVICE.get(status or 0, "check the network and try again.")
         # Not chained: the client's exceptions hold the request, and with it the token.
         raise HubError(
-            f"{what}: the Hub answered {status or type(error).__name__}; {advice}"
+            f"{what}: {constants.ENDPOINT} answered {status or type(error).__name__}; {advice}"
         ) from None
 
 
