@@ -82,7 +82,7 @@ def finish(
         output / "slim",
         class_names=data.class_names,
         data_config={key: config[key] for key in _DATA_KEYS},
-        card=card_data(recipe, output, slim, arm, data, config, results, figures),
+        card=card_data(recipe, output, slim, arm, data, config, results, figures, widths),
         figures=[output / figure.path for figure in figures],
     )
 
@@ -127,8 +127,9 @@ def card_data(
     config: Mapping[str, Any],
     results: Sequence[card.Result],
     figures: Sequence[card.Figure],
+    widths: Mapping[str, tuple[int, int]],
 ) -> card.CardData:
-    """Gather what the model card tells; arguments as `finish` has them."""
+    """Gather what the model card tells; arguments as `finish` and `channel_widths` have them."""
     chosen, defaults = _settings(recipe)
     teacher = (
         recipe.distill.teacher if isinstance(recipe, Recipe) and recipe.distill.gamma else None
@@ -150,7 +151,7 @@ def card_data(
             measured_on="test",
         ),
         results=tuple(results),
-        pruning=_pruning(recipe, output, slim),
+        pruning=_pruning(recipe, output, slim, widths),
         figures=tuple(figures),
         input_size=tuple(config["input_size"]),
         mean=tuple(config["mean"]),
@@ -195,8 +196,12 @@ def _settings(recipe: Recipe | PruneRecipe) -> tuple[dict[str, object], dict[str
     return chosen, defaults
 
 
-def _pruning(recipe: Recipe | PruneRecipe, output: Path, slim: nn.Module) -> card.Pruning | None:
-    widths = channel_widths(slim)
+def _pruning(
+    recipe: Recipe | PruneRecipe,
+    output: Path,
+    slim: nn.Module,
+    widths: Mapping[str, tuple[int, int]],
+) -> card.Pruning | None:
     if not Structure.of(slim).shapes:
         return None
     told = output if isinstance(recipe, PruneRecipe) else Path(recipe.model.pruned or "")
