@@ -236,6 +236,78 @@ def test_what_no_chain_can_make_is_left_alone_and_the_audit_says_why(init: str) 
     assert chain_of(contract(model)["fine"]) is None
 
 
+class Functional(nn.Module):
+    """Weights that no layer calls its own, and vectors that look like matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.rnn = nn.LSTM(4, 3)
+        self.matrix, self.column = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 1))
+        self.token, self.gain = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.ones(4, 1, 1))
+        self.table = nn.Parameter(torch.ones(1, 5, 4))
+        self.shared = nn.Sequential(nn.Linear(4, 4))
+        self.again = self.shared  # one layer in two places
+
+
+BARE = {
+    "matrix": "Functional",
+    "column": "Functional",
+    "table": "Functional",
+    "attention.in_proj_weight": "MultiheadAttention",
+    "rnn.weight_ih_l0": "LSTM",
+    "rnn.weight_hh_l0": "LSTM",
+}
+
+
+def test_an_audit_names_every_matrix_that_is_no_layers_weight() -> None:
+    model = Functional()
+    for rows in (audit(model), audit(expand(model, rate=2))):
+        bare = [row for row in rows if row.kind == "Parameter"]
+        reasons = {n: f"a bare parameter of {o}, not a layer's weight" for n, o in BARE.items()}
+        assert {row.name: row.reason for row in bare} == reasons
+        assert all(
+            row.chain is None and row.shape == tuple(model.get_parameter(row.name).shape)
+            for row in bare
+        )
+        assert [r.name for r in rows if r not in bare] == ["attention.out_proj", "shared.0"]
+    lines = str(audit(model)).splitlines()
+    assert lines[-2].startswith("2 of 2 layers expanded; weights 32 -> ")
+    assert lines[-1] == "6 bare parameters left alone, 172 numbers"
+
+
+def test_a_layer_used_in_two_places_is_one_chain_and_one_layer_again() -> None:
+    model, x = Functional(), torch.randn(2, 4)
+    state, y = model.state_dict(), model.again(model.shared(x))
+    expand(model, include=["shared"])
+    assert relative(model.again(model.shared(x)), y) <= 1e-5
+    model.load_state_dict(state, strict=True)
+    assert relative(model.again(model.shared(x)), y) <= 1e-5
+    contract(model)
+    assert list(model.state_dict()) == list(state)
+    assert model.again[0].weight is model.shared[0].weight
+
+
+NAMED = [
+    ("tied", "its weight is tied"),
+    ("transposed", "ConvTranspose2d is no Conv1d/2d/3d or Linear layer"),
+    ("broken", "its weight holds NaN"),
+    ("attention.in_proj_weight", "a bare parameter of MultiheadAttention"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(("name", "reason"), NAMED)
+def test_a_layer_asked_for_by_name_that_has_no_chain_is_refused(name: str, reason: str) -> None:
+    model = zoo()
+    model["attention"] = nn.MultiheadAttention(4, 2)
+    for include in ([name], name, ["fine", name]):
+        with pytest.raises(ExpansionError, match=rf"include=\['{name}'\] cannot .*: {reason}"):
+            expand(model, include=include)
+    assert not is_expanded(model)
+    assert names_of(expand(model, include=["fin[e]", "t*"])) == ["fine"]  # patterns pass over it
+
+
 def test_frozen_layers_stay_frozen_all_the_way() -> None:
     model = small().double()
     model[0].requires_grad_(False)

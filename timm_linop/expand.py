@@ -5,60 +5,15 @@ from __future__ import annotations
 import fnmatch
 import math
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
-from .chain import LinearChain, chain_for, chain_of, contract_layer, expand_layer, factors_of
+from .chain import chain_for, chain_of, contract_layer, expand_layer
 from .errors import ExpansionError, UnknownLayerError, close_names
 from .initialise import INITS
-
-_KINDS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One row of an `Audit`: a layer and what became of it.
-
-    Attributes:
-        name: The layer's name in the model.
-        kind: Its class, as timm or torch calls it.
-        shape: Shape of its slim weight.
-        chain: Shapes of its factors, first layer first; None while it is not expanded.
-        parameters_before: Numbers in the slim weight.
-        parameters_after: Numbers in the factors, or in the weight where there are none.
-        reason: Why it cannot be expanded; empty where it can.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    chain: tuple[tuple[int, ...], ...] | None
-    parameters_before: int
-    parameters_after: int
-    reason: str
-
-
-class Audit(tuple[LayerReport, ...]):
-    """All rows of a model; prints as a table."""
-
-    def __str__(self) -> str:
-        """Lay the rows out as a table with the totals below."""
-        width = max((len(row.name) for row in self), default=5)
-        lines = [_audit_line(row, width) for row in self]
-        before, after = (
-            sum(getattr(row, f"parameters_{when}") for row in self) for when in ("before", "after")
-        )
-        expanded = sum(row.chain is not None for row in self)
-        lines.append(
-            f"{expanded} of {len(self)} layers expanded; weights {before:,} -> {after:,} numbers"
-        )
-        return "\n".join(lines)
+from .layers import Audit, layers_of, reasons_of, rows_of
 
 
 def expand(
@@ -90,7 +45,8 @@ def expand(
         ``model`` itself.
 
     Raises:
-        ExpansionError: If the model is expanded already, or ``rate`` or ``init`` is out of range.
+        ExpansionError: If the model is expanded already, ``rate`` or ``init`` is out of range, or
+            ``include`` names a layer that cannot be expanded (a pattern passes over it).
         UnknownLayerError: If a name in ``include`` or ``exclude`` matches no layer.
 
     Example:
@@ -105,15 +61,16 @@ def expand(
         True
     """
     check_settings(rate, init)
-    layers = dict(_layers(model))
+    layers = dict(layers_of(model))
     expanded = [name for name, layer in layers.items() if chain_of(layer) is not None]
     if expanded:
         raise ExpansionError(
             f"{type(model).__name__} is expanded already ({len(expanded)} layers, from "
             f"{expanded[0]!r} on); contract(model) first, or keep it as it is."
         )
+    _check_named(model, include)
     chosen = _chosen(layers, include, exclude)
-    reasons = _reasons(model)
+    reasons = reasons_of(model)
     if seed is None:
         seed = int(torch.randint(2**31, (), device="cpu"))
     for name in chosen:
@@ -140,7 +97,7 @@ def contract(model: nn.Module) -> nn.Module:
         >>> list(contract(expand(model)).state_dict())
         ['0.weight', '0.bias']
     """
-    layers = [layer for _, layer in _layers(model) if chain_of(layer) is not None]
+    layers = [layer for _, layer in layers_of(model) if chain_of(layer) is not None]
     if not layers:
         raise ExpansionError(
             f"{type(model).__name__} holds no expanded layer, so there is nothing to contract; "
@@ -154,18 +111,21 @@ def contract(model: nn.Module) -> nn.Module:
 def audit(model: nn.Module) -> Audit:
     """List every layer with a weight: its chain, its parameters, and why it is left alone.
 
+    A matrix that no layer calls its weight (of an LSTM, a fused ``in_proj_weight``, a position
+    table) is listed too: nobody can tell from outside what the model does with it.
+
     Args:
         model: Expanded or not.
 
     Returns:
-        One `LayerReport` a layer, in the model's order; ``print`` shows a table.
+        One `LayerReport` a layer, in the model's order, then one a bare parameter (its ``kind`` is
+        ``Parameter``); ``print`` shows a table.
 
     Example:
         >>> audit(nn.Sequential(nn.Linear(4, 2), nn.ConvTranspose2d(2, 2, 1)))[1].reason
         'ConvTranspose2d is no Conv1d/2d/3d or Linear layer'
     """
-    reasons = _reasons(model)
-    return Audit(_report(name, layer, reasons[name]) for name, layer in _layers(model))
+    return rows_of(model)
 
 
 def is_expanded(model: nn.Module) -> bool:
@@ -207,45 +167,15 @@ def check_settings(rate: float, init: str) -> None:
         )
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module that holds a weight of two axes or more, chain or not."""
-    for name, module in model.named_modules():
-        if isinstance(module, LinearChain | parametrize.ParametrizationList):
-            continue
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and (weight.ndim > 1 or _is_lazy(weight)):
-            yield name, module
-
-
-def _is_lazy(weight: Tensor) -> bool:
-    return isinstance(weight, nn.parameter.UninitializedParameter)
-
-
-def _reasons(model: nn.Module) -> dict[str, str]:
-    """Why each layer must be left alone; an empty string where it need not."""
-    holders = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    return {name: _reason(layer, holders) for name, layer in _layers(model)}
-
-
-def _reason(layer: nn.Module, holders: Counter[int]) -> str:
-    if chain_of(layer) is not None:
-        return ""
-    if parametrize.is_parametrized(layer, "weight"):
-        return "its weight has a parametrization already"
-    if not isinstance(layer, _KINDS):
-        return f"{type(layer).__name__} is no Conv1d/2d/3d or Linear layer"
-    weight = layer._parameters.get("weight")
-    if weight is None:
-        return "its weight is no parameter: a hook makes it (weight_norm, a pruning mask)"
-    if _is_lazy(weight):
-        return "its shape is not known before the first forward"
-    if not weight.is_floating_point():
-        return f"its weight is {weight.dtype}, not floating point"
-    if holders[id(weight)] > 1:
-        return "its weight is tied to another layer's"
-    if not weight.is_meta and not weight.isfinite().all():
-        return "its weight holds NaN or infinity"
-    return ""
+def _check_named(model: nn.Module, include: Sequence[str] | None) -> None:
+    """Refuse a layer asked for by its own name that has no chain; patterns pass over such."""
+    named = {include} if isinstance(include, str) else set(include or ())
+    for row in rows_of(model) if named else ():
+        if row.name in named and row.reason:
+            raise ExpansionError(
+                f"include=[{row.name!r}] cannot be expanded: {row.reason}. Leave it out of "
+                "include; timm_linop.audit(model) gives every layer's reason."
+            )
 
 
 def _chosen(
@@ -268,27 +198,3 @@ def _matched(names: list[str], patterns: Sequence[str], argument: str) -> set[st
             )
         matched |= hits
     return matched
-
-
-def _report(name: str, layer: nn.Module, reason: str) -> LayerReport:
-    chain = chain_of(layer)
-    weight: Any = layer.weight
-    shape = () if _is_lazy(weight) else tuple(weight.shape)
-    factors = None if chain is None else tuple(tuple(f.shape) for f in factors_of(layer))
-    before = math.prod(shape)
-    after = before if factors is None else sum(math.prod(f) for f in factors)
-    # register_parametrization makes a subclass called Parametrized<Class>.
-    kind = type(layer).__name__.removeprefix("Parametrized")
-    return LayerReport(name, kind, shape, factors, before, after, reason)
-
-
-def _audit_line(row: LayerReport, width: int) -> str:
-    def by(shape: tuple[int, ...]) -> str:
-        return "x".join(map(str, shape))
-
-    if row.chain is not None:
-        state = "-> " + ", ".join(map(by, row.chain))
-    else:
-        state = f"left alone: {row.reason}" if row.reason else "plain"
-    counts = f"{row.parameters_before:,} -> {row.parameters_after:,}"
-    return f"{row.name:{width}}  {row.kind}  {by(row.shape)}  {state}  {counts}"
