@@ -1,0 +1,1 @@
+"""The measurements behind the documents: each command writes one result file."""
