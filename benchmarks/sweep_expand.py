@@ -74,7 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep expand")
     parser.add_argument("--only", default="*", help="pattern of the architectures to sweep")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the CSV to write or go on in")
+    parser.add_argument("--summary", action="store_true", help="only add up what the CSV holds")
     args = parser.parse_args(arguments)
+    if args.summary:  # imported here, since the summary is of the rows defined here
+        from benchmarks.expand_summary import summary
+
+        print(summary(read(args.output).values()))
+        return 0
     torch.set_num_threads(1)
     names = fnmatch.filter(timm.list_models(exclude_filters="linop_*"), args.only)
     if not names:
@@ -90,14 +96,14 @@ def sweep(names: Sequence[str], output: Path) -> list[Row]:
 
     Args:
         names: timm architectures.
-        output: The CSV; rows it holds are kept.
+        output: The CSV; rows it holds are kept, failed ones are done anew.
 
     Returns:
         The rows of ``names`` that failed.
     """
     rows = read(output)
     for number, name in enumerate(names, 1):
-        if name not in rows:
+        if name not in rows or rows[name].failure:
             rows[name] = structure_row(name)
             print(f"{number}/{len(names)} {name}: {rows[name].layers_expanded} layers", flush=True)
             write(output, rows)

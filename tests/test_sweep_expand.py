@@ -14,6 +14,7 @@ from torch import nn
 
 from benchmarks import expand_check, sweep, sweep_expand
 from benchmarks.expand_check import TOLERANCE, exactness_of, lively, relative_error, structure_of
+from benchmarks.expand_summary import summary
 from benchmarks.sweep_expand import RESULTS, Row, read, structure_row
 from timm_linop.chain import LinearChain
 
@@ -115,6 +116,9 @@ def test_a_failure_is_a_row_and_an_exit_status(
     assert sweep_expand.main(["--only", "test_resnet", "--output", str(output)]) == 1
     assert read(output)["test_resnet"].failure == "RuntimeError: first line"
     assert "test_resnet: RuntimeError: first line" in capsys.readouterr().err
+    monkeypatch.undo()  # mended, and done anew
+    assert sweep_expand.main(["--only", "test_resnet", "--output", str(output)]) == 0
+    assert read(output)["test_resnet"].relative_error
 
 
 @pytest.mark.parametrize("arguments", [[], ["shrink"], ["expand", "--only", "nothing_such"]])
@@ -136,6 +140,11 @@ def test_the_result_file_holds_every_architecture_and_no_failure() -> None:
         assert bool(row.relative_error) == (row.represented_by == row.architecture)
         if row.relative_error:
             assert float(row.relative_error) <= TOLERANCE and row.lost_gradients == "0"
+
+
+def test_the_document_holds_the_tables_of_the_result_file() -> None:
+    document = (Path(__file__).parents[1] / "docs" / "expansion.md").read_text()
+    assert summary(read(RESULTS).values()) in document
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "coat_lite_tiny"])
