@@ -1,0 +1,80 @@
+"""What the expansion sweep's result file says in total: the tables of ``docs/expansion.md``."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection
+
+from benchmarks.expand_check import WHOLE
+from benchmarks.sweep_expand import Row
+
+
+def summary(rows: Collection[Row]) -> str:
+    """Add the rows up, as two markdown tables.
+
+    Args:
+        rows: Of the result file.
+    """
+    return "\n".join([*_totals(rows), "", *_left_alone(rows)])
+
+
+def _totals(rows: Collection[Row]) -> list[str]:
+    checked = [row for row in rows if row.relative_error]
+    whole = [row for row in checked if int(row.parameters_before) <= WHOLE]
+
+    def total(column: str) -> int:
+        return sum(int(getattr(row, column) or 0) for row in rows)
+
+    def worst(column: str) -> str:
+        if not checked:
+            return "none checked"
+        row = max(checked, key=lambda row: float(getattr(row, column)))
+        return f"{getattr(row, column)} ({row.architecture})"
+
+    return [
+        "| | |",
+        "|---|---|",
+        f"| architectures | {len(rows):,} |",
+        f"| failures | {sum(bool(row.failure) for row in rows):,} |",
+        f"| layers expanded | {total('layers_expanded'):,} |",
+        f"| layers left alone | {total('layers_left_alone'):,} |",
+        f"| architectures with every layer expanded | {_count(rows, _is_complete):,} |",
+        f"| representatives, whose outputs were compared | {len(checked):,} |",
+        f"| of these, with every layer expanded at once | {len(whole):,} |",
+        f"| layers expanded in the representatives | {total('layers_checked'):,} |",
+        f"| of these, no gradient reaches the dense weight | {total('blind_layers'):,} |",
+        f"| gradient reaches the dense weight, not every factor | {total('lost_gradients'):,} |",
+        f"| largest relative error in eval mode | {worst('relative_error')} |",
+        f"| largest relative error in train mode | {worst('training_relative_error')} |",
+    ]
+
+
+def _left_alone(rows: Collection[Row]) -> list[str]:
+    counts: Counter[str] = Counter()
+    architectures: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        for part in filter(None, row.left_alone_because.split("; ")):
+            number, reason = part.split(" x ", 1)
+            parameter, is_bare, _ = reason.partition(" is a bare parameter")
+            # By name only: a pos_embed is a pos_embed, whichever class it belongs to.
+            reason = f"bare parameter `{parameter}`" if is_bare else reason
+            counts[reason] += int(number)
+            architectures[reason].add(row.architecture)
+    lines = ["| left alone | how many | in architectures |", "|---|---|---|"]
+    return lines + [
+        f"| {reason} | {number:,} | {len(architectures[reason]):,} |"
+        for reason, number in sorted(counts.items(), key=_layers_first)
+    ]
+
+
+def _layers_first(item: tuple[str, int]) -> tuple[bool, int, str]:
+    reason, number = item
+    return reason.startswith("bare"), -number, reason
+
+
+def _is_complete(row: Row) -> bool:
+    return row.layers_left_alone == "0"
+
+
+def _count(rows: Collection[Row], condition: Callable[[Row], bool]) -> int:
+    return sum(map(condition, rows))
