@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from tests.slims import FAMILIES, images, slim, twin
 from timm_linop.errors import StructureError
-from timm_linop.rebuild import resize, settle_feature_widths
+from timm_linop.probing import settle_by_running
+from timm_linop.rebuild import resize
 from timm_linop.structure import Structure
 
 
@@ -138,11 +139,6 @@ def test_kind_and_trainability_of_a_tensor_are_kept() -> None:
     assert layer.free.untyped_storage().nbytes() == 3 * 4
 
 
-def test_a_head_width_sets_its_scale() -> None:
-    attention = timm.layers.Attention(dim=16, num_heads=2)
-    assert slimmed(attention, {}, head_dim=4).scale == 0.5
-
-
 @pytest.mark.parametrize(
     ("layer", "shapes"),
     [
@@ -170,7 +166,7 @@ def test_feature_widths_are_those_of_a_real_forward(name: str) -> None:
     model.num_features = model.head_hidden_size = 1
     for info in model.feature_info:
         info["num_chs"] = 1
-    settle_feature_widths(model)
+    settle_by_running(model, {})
 
     seen: dict[str, Tensor] = {}
     modules = dict(model.named_modules())
@@ -204,7 +200,7 @@ def test_settling_changes_nothing_else(training: bool) -> None:
     model: Any = copy.deepcopy(slim("test_resnet")).train(training)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    settle_feature_widths(model)
+    settle_by_running(model, {})
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training is training
     assert not any(module._forward_hooks for module in model.modules())
@@ -227,7 +223,7 @@ def test_an_absurd_image_size_is_refused(size: Any, says: str) -> None:
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": size}
     model.in_chans = size[0]
     with pytest.raises(StructureError, match=says):
-        settle_feature_widths(model)
+        settle_by_running(model, {})
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])

@@ -137,7 +137,7 @@ def test_a_removed_head_is_recorded() -> None:
         x = images("test_vit")
         assert torch.allclose(cut(x), masked(x), atol=1e-5)  # the hand-made case itself is right
         structure = Structure.of(cut)
-        assert structure.attributes == {"blocks.0.attn": {"num_heads": 1, "attn_dim": 32}}
+        assert structure.attributes == {"blocks.0.attn": {"num_heads": 1}}
         assert torch.equal(twin("test_vit", cut)(x), cut(x))
 
 
@@ -256,7 +256,10 @@ WRONG: list[tuple[Any, str]] = [
     (data(attributes={"conv1.0": {"groups": 0}}), "not a whole number >= 1"),
     (data(attributes={"conv1.0": {"groups": 1.5}}), "not a whole number >= 1"),
     (data(attributes={"conv1.0": {"groups": True}}), "not a whole number >= 1"),
-    (data(attributes={"conv1.0": {"groups": [1]}}), "not a whole number >= 1"),
+    (data(attributes={"conv1.0": {"groups": [True]}}), "not a whole number >= 1"),
+    (data(attributes={"conv1.0": {"groups": [-1]}}), "not a whole number >= 1"),
+    (data(attributes={"conv1.0": {"groups": [1] * 65}}), "not a whole number >= 1"),
+    (data(attributes={"conv1.0": {"groups": [1]}}), r"is \[1\], but test_resnet's own is 1"),
     # well-formed, but not of this architecture
     (data(shapes={"layer9.weight": [1]}), r"has no tensor 'layer9\.weight'"),
     (data(shapes={"layer1.0.conv1.weigth": [1]}), r"Close names: .*conv1\.weight"),
@@ -306,8 +309,8 @@ def test_an_unknown_architecture_is_told_with_close_names(base: str, says: str) 
     assert len(str(caught.value)) < 400
 
 
-def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    wrong = data(base="test_vit", attributes={"blocks.0.attn": {"num_heads": 1}})
+def test_heads_that_contradict_the_width_are_refused() -> None:
+    wrong = data(base="test_vit", attributes={"blocks.0.attn": {"num_heads": 1, "head_dim": 32}})
     with pytest.raises(StructureError, match="shapes contradict each other"):
         Structure.from_dict(wrong).build(timm.create_model("test_vit"))
 

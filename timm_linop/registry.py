@@ -104,7 +104,10 @@ def build(
         check_settings(rate, init)
     _check_saved(kwargs)
     source = resolve(pruned, base)
-    if pretrained and source.structure and not source.weights and not kwargs.get("pretrained_cfg"):
+    overlay = {"architecture": PREFIX + base, **(pretrained_cfg_overlay or {})}
+    located = any(overlay.get(key) for key in _LOCATIONS)
+    told = located or source.weights or kwargs.get("pretrained_cfg")
+    if pretrained and source.structure and not told:
         raise CheckpointError(
             f"pretrained=True has no weights for a bare structure of {base}; pass pruned= a "
             "folder, a checkpoint or a module, or pretrained=False."
@@ -112,8 +115,7 @@ def build(
     settings = {**source.model_args, **kwargs}
     if source.pretrained_cfg is not None and not settings.get("pretrained_cfg"):
         settings["pretrained_cfg"] = {**source.pretrained_cfg, "architecture": base}
-    overlay = {"architecture": PREFIX + base, **(pretrained_cfg_overlay or {})}
-    load = pretrained and source.weights is None
+    load = pretrained and (located or source.weights is None)
     try:
         model = _slim(base, source, pretrained=load, pretrained_cfg_overlay=overlay, **settings)
     except LinOPError:
@@ -127,6 +129,8 @@ def build(
     return expand(model, rate, init, seed=seed) if rate != 0 else model
 
 
+# Where a caller's own overlay may say that weights lie; those go before the source's.
+_LOCATIONS = ("url", "file", "state_dict", "hf_hub_id")
 # Arguments that say nothing of the architecture.
 _RUNTIME = ("pretrained_cfg", "pretrained_model_args", "cache_dir", "device", "dtype")
 

@@ -8,35 +8,98 @@ architecture before memory is taken, and nothing outside `ATTRIBUTES` is ever se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from . import wire
+from . import rules, wire
 from .architecture import (
     base_of,
     dense_model,
     free_axes,
-    known_architecture,
     model_args_of,
     tensors_of,
     whole_model,
 )
-from .errors import StructureError, close_names
-from .rebuild import resize, settle
+from .limits import check_names, check_slimmer, table_row
+from .probing import Rules, settle
+from .rebuild import resize
+from .rules import Rule, attention, channels, columns, rows
 
 VERSION = 1
 
-# The whole-number attributes a structure may set, by module class (or a base class of it). Each is
-# at least 1 and at most what the dense architecture has.
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "_ConvNd": ("groups",),
-    "Attention": ("num_heads", "head_dim", "attn_dim"),
+# What a structure may set, by class (or a base class) with the file it stands in; nothing else is
+# ever set. Where a rule stands, the value follows from the slim layers and from what reaches the
+# module; a file need only say what departs from that. Where None stands, only a file can tell.
+# From a file come whole numbers, or short lists of them, at most as large as the dense ones.
+ATTRIBUTES: dict[str, dict[str, Rule | None]] = {
+    "conv._ConvNd": {"groups": None},
+    # --- attention: heads, their channels, the scale of their products
+    **dict.fromkeys(
+        (
+            "attention.Attention",
+            "beit.Attention",
+            "cait.TalkingHeadAttn",
+            "coat.FactorAttnConvRelPosEnc",
+            "convit.MHSA",
+            "davit.WindowAttention",
+            "hieradet_sam2.MultiScaleAttention",
+            "maxxvit.Attention2d",
+            "maxxvit.AttentionCl",
+            "metaformer.Attention",
+            "mvitv2.MultiScaleAttention",
+            "nest.Attention",
+            "swin_transformer.WindowAttention",
+            "twins.LocallyGroupedAttn",
+            "vision_transformer_relpos.RelPosAttention",
+            "visformer.Attention",
+            "volo.Attention",
+        ),
+        attention(rows("qkv", 3)),
+    ),
+    **dict.fromkeys(
+        (
+            "cait.ClassAttn",
+            "nextvit.EfficientAttention",
+            "pvt_v2.Attention",
+            "twins.GlobalSubSampleAttn",
+            "volo.ClassAttention",
+        ),
+        attention(rows("q")),
+    ),
+    "crossvit.CrossAttention": attention(rows("wq")),
+    "hiera.MaskUnitAttention": attention(rows("qkv", 3), heads="heads"),
+    "tnt.Attention": attention(rows("qk", 2)),
+    "gcvit.WindowAttentionGlobal": attention(columns("proj")),
+    "mobilevit.LinearSelfAttention": {"embed_dim": columns("out_proj")},
+    "shvit.SHSA": {"dim": channels, "pdim": columns("qkv.conv"), "qk_dim": rules.shvit_keys},
+    # --- where a tensor is split: the sizes of the parts
+    "coat.ConvRelPosEnc": {"channel_splits": rules.outputs_of_each("conv_list")},
+    "cspnet.CrossStage": {"expand_chs": rows("conv_exp.conv")},
+    "cspnet.CrossStage3": {"expand_chs": rows("conv_exp.conv")},
+    "dla.DlaBottle2neck": {"width": rules.share_of_rows("conv1", "scale")},
+    "fasternet.Partial_conv3": {
+        "dim_conv3": columns("partial_conv3"),
+        "dim_untouched": rules.rest_of("partial_conv3"),
+    },
+    "focalnet.FocalModulation": {"input_split": rules.focal_splits},
+    "ghostnet.GhostModule": {"out_chs": None},
+    "ghostnet.GhostModuleV3": {"out_chs": None},
+    "inception_next.InceptionDWConv2d": {"split_indexes": rules.inception_splits},
+    "mambaout.GatedConvBlock": {"split_indices": rules.gated_splits},
+    "mixed_conv2d.MixedConv2d": {"splits": rules.inputs_of_each()},
+    "res2net.Bottle2neck": {"width": rules.share_of_rows("conv1", "scale")},
+    "rexnet.LinearBottleneck": {"in_channels": channels},
+    "selective_kernel.SelectiveKernel": {"in_channels": channels},
+    # --- layers whose width stands in no weight, or beside one
+    "blur_pool.BlurPool2d": {"channels": channels},
+    "metaformer.Scale": {"shape": rules.broadcast_shape},
+    "tnt.PixelEmbed": {"in_dim": rows("proj")},
 }
 
-_SETTABLE = {attribute for names in ATTRIBUTES.values() for attribute in names}
+_SETTABLE = {attribute for row in ATTRIBUTES.values() for attribute in row}
 
 Shape = tuple[int | None, ...]
 
@@ -60,7 +123,7 @@ class Structure:
 
     base: str
     shapes: Mapping[str, Shape] = field(default_factory=dict)
-    attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, base: str | None = None) -> Structure:
@@ -80,9 +143,13 @@ class Structure:
         args = model_args_of(model)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model)}
         structure = cls._from_shapes(base, shapes, args)
-        dense = dense_model(base, **args)
-        resize(dense, structure.shapes, {})
-        return cls(base, structure.shapes, _differing_attributes(model, dense))
+        cut = dense_model(base, **args)
+        resize(cut, structure.shapes, {})
+        told = _differing_attributes(model, cut, ruled=False)
+        rebuilt = cls(base, structure.shapes, told).build(dense_model(base, **args))
+        for name, values in _differing_attributes(model, rebuilt, ruled=True).items():
+            told[name] = {**told.get(name, {}), **values}
+        return cls(base, structure.shapes, told)
 
     @classmethod
     def from_state_dict(
@@ -110,7 +177,7 @@ class Structure:
     ) -> Structure:
         dense = dense_model(base, **args)
         dense_shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(dense)}
-        _check_names(base, dense, shapes)
+        check_names(base, dense, shapes)
         free = free_axes(dense)
         differing: dict[str, Shape] = {}
         for name, shape in shapes.items():
@@ -122,7 +189,7 @@ class Structure:
             if slim != full:
                 differing[name] = slim
         structure = cls(base, differing)
-        _check_against(structure, dense)
+        _check(structure, dense)
         return structure
 
     def build(self, model: nn.Module) -> nn.Module:
@@ -142,10 +209,11 @@ class Structure:
             StructureError: If the structure is not one of this model, or contradicts itself.
         """
         structure = self._for(model)
-        _check_against(structure, model)
+        _check(structure, model)
         resize(model, structure.shapes, structure.attributes)
         classifier = {name for name, axis in free_axes(model).items() if axis == 0}
-        settle(model, new_classifier=not classifier & set(structure.shapes))
+        follow = _rules(model, structure.attributes)
+        settle(model, follow, new_classifier=not classifier & set(structure.shapes))
         return model
 
     def _for(self, model: nn.Module) -> Structure:
@@ -153,7 +221,7 @@ class Structure:
         names = {name for name, _ in tensors_of(model)}
         if names >= set(self.shapes):
             return self
-        _check_against(self, whole_model(self.base))
+        _check(self, whole_model(self.base))
         modules = {name for name, _ in model.named_modules()}
         return Structure(
             self.base,
@@ -194,99 +262,37 @@ class Structure:
             ...
             timm_linop.errors.StructureError: structure: shapes['a'] is [-1], not a list of sizes...
         """
-        data = wire.expect(data, dict, "structure")
-        if type(data.get("version")) is not int or data["version"] != VERSION:
-            raise StructureError(
-                f"structure: version {data.get('version')!r} is not {VERSION}, the one this "
-                "timm_linop reads; upgrade it (pip install -U timm-linop)."
-            )
-        unknown = sorted(map(str, set(data) - {"version", "base", "shapes", "attributes"}))
-        if unknown:
-            raise StructureError(
-                f"structure: unknown entry {unknown[0][:80]!r}; save the model again with save()."
-            )
-        base = known_architecture(wire.expect(data.get("base"), str, "structure: base"))
-        shapes = wire.expect(data.get("shapes", {}), dict, "structure: shapes")
-        attributes = wire.expect(data.get("attributes", {}), dict, "structure: attributes")
-        return cls(
-            base,
-            {wire.name(key): wire.shape(key, value) for key, value in shapes.items()},
-            {
-                wire.name(key, root=True): wire.numbers(key, value, _SETTABLE)
-                for key, value in attributes.items()
-            },
-        )
+        return cls(*wire.read(data, VERSION, _SETTABLE))
 
 
-def _check_names(base: str, dense: nn.Module, shapes: Mapping[str, Any]) -> None:
-    names = {name for name, _ in tensors_of(dense)}
-    absent, foreign = names - set(shapes), set(shapes) - names
-    for missing, where in ((absent, "the slim model"), (foreign, base)):
-        if missing:
-            name = min(missing)
-            raise StructureError(
-                f"{where} has no tensor {name!r} ({len(missing)} such): the weights belong to "
-                f"another architecture than {base}, or are expanded. Name the architecture they "
-                "were pruned from, or contract(model) first."
-            )
+def _check(structure: Structure, dense: nn.Module) -> None:
+    check_slimmer(structure.base, dense, structure.shapes, structure.attributes, ATTRIBUTES)
 
 
-def _check_against(structure: Structure, dense: nn.Module) -> None:
-    """Refuse shapes and attributes that are no slimmer form of the dense model's."""
-    tensors = dict(tensors_of(dense))
-    for name, shape in structure.shapes.items():
-        if name not in tensors:
-            raise StructureError(
-                f"{structure.base} has no tensor {name!r}: the structure belongs to another "
-                "architecture." + close_names(name, tensors)
-            )
-        full = tuple(tensors[name].shape)
-        fits = len(shape) == len(full) and all(
-            s is None or 1 <= s <= f for s, f in zip(shape, full, strict=True)
-        )
-        if not fits:
-            raise StructureError(
-                f"{name} has shape {list(shape)}, but {structure.base}'s own is {list(full)} and "
-                "pruning only makes it smaller; name the architecture it was pruned from."
-            )
-    for name, values in structure.attributes.items():
-        _check_attributes(structure.base, dense, name, values)
-
-
-def _check_attributes(base: str, dense: nn.Module, name: str, values: Mapping[str, int]) -> None:
-    modules = dict(dense.named_modules())
-    if name not in modules:
-        raise StructureError(f"{base} has no module {name!r}." + close_names(name, modules))
-    allowed = set(_allowed(modules[name]))
-    for attribute, value in values.items():
-        if attribute not in allowed:
-            raise StructureError(
-                f"{name}.{attribute}: a structure may not set this attribute of a "
-                f"{type(modules[name]).__name__}; it may set {sorted(allowed) or 'none'}."
-            )
-        full = getattr(modules[name], attribute)
-        if not 1 <= value <= full:
-            raise StructureError(
-                f"{name}.{attribute} is {value}, but {base}'s own is {full} and pruning only "
-                "makes it smaller."
-            )
-
-
-def _allowed(module: nn.Module) -> Iterator[str]:
-    classes = {cls.__name__ for cls in type(module).__mro__}
-    for name, attributes in ATTRIBUTES.items():
-        if name in classes:
-            yield from (a for a in attributes if isinstance(getattr(module, a, None), int))
-
-
-def _differing_attributes(model: nn.Module, rebuilt: nn.Module) -> dict[str, dict[str, int]]:
-    """What the slim model has and a rebuild from shapes alone has not."""
-    found: dict[str, dict[str, int]] = {}
-    others = dict(rebuilt.named_modules())
+def _rules(model: nn.Module, told: Mapping[str, Mapping[str, Any]]) -> Rules:
+    """The rules of each module, but for what the structure tells itself."""
+    found: dict[str, dict[str, Rule]] = {}
     for name, module in model.named_modules():
-        rebuilt_one = others.get(name, nn.Identity())  # a user may add layers without weights
-        for attribute in set(_allowed(rebuilt_one)) & set(_allowed(module)):
-            value = getattr(module, attribute)
-            if value != getattr(rebuilt_one, attribute):
-                found.setdefault(name, {})[attribute] = int(value)
+        for attribute, rule in table_row(module, ATTRIBUTES).items():
+            if rule is not None and attribute not in told.get(name, {}):
+                found.setdefault(name, {})[attribute] = rule
+    return found
+
+
+def _differing_attributes(
+    model: nn.Module, other: nn.Module, *, ruled: bool
+) -> dict[str, dict[str, Any]]:
+    """What the model has and the other has not, of the attributes with a rule or of those without.
+
+    Layers that only one of them has are passed over: a user may add some without weights.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    others = dict(other.named_modules())
+    for name, module in model.named_modules():
+        theirs = table_row(others.get(name, nn.Identity()), ATTRIBUTES)
+        for attribute, rule in table_row(module, ATTRIBUTES).items():
+            value = wire.plain(getattr(module, attribute))
+            known = attribute in theirs and value is not None and (rule is not None) == ruled
+            if known and value != wire.plain(getattr(others[name], attribute)):
+                found.setdefault(name, {})[attribute] = value
     return found

@@ -5,11 +5,62 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from .architecture import known_architecture
 from .errors import StructureError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
 _MAX_AXES = 6
 _MAX_ENTRIES = 50_000
+_MAX_PARTS = 64
+
+
+def read(
+    data: Any, version: int, settable: set[str]
+) -> tuple[str, dict[str, tuple[int | None, ...]], dict[str, dict[str, Any]]]:
+    """Take a structure's JSON apart.
+
+    Args:
+        data: Parsed JSON.
+        version: The one that is read.
+        settable: Names of the attributes that any module may be given.
+
+    Returns:
+        The architecture, the shapes by tensor, the attributes by module.
+
+    Raises:
+        StructureError: If anything in it is not what it should be.
+    """
+    data = expect(data, dict, "structure")
+    if type(data.get("version")) is not int or data["version"] != version:
+        raise StructureError(
+            f"structure: version {data.get('version')!r:.80} is not {version}, the one this "
+            "timm_linop reads; upgrade it (pip install -U timm-linop)."
+        )
+    unknown = sorted(map(str, set(data) - {"version", "base", "shapes", "attributes"}))
+    if unknown:
+        raise StructureError(
+            f"structure: unknown entry {unknown[0][:80]!r}; save the model again with save()."
+        )
+    base = known_architecture(expect(data.get("base"), str, "structure: base"))
+    shapes = expect(data.get("shapes", {}), dict, "structure: shapes")
+    attributes = expect(data.get("attributes", {}), dict, "structure: attributes")
+    return (
+        base,
+        {name(key): shape(key, value) for key, value in shapes.items()},
+        {name(key, root=True): numbers(key, value, settable) for key, value in attributes.items()},
+    )
+
+
+def plain(value: Any) -> int | list[int] | None:
+    """Write an attribute's value as JSON: a whole number or a list of them; None is neither.
+
+    Example:
+        >>> plain((4, 8)), plain(0.5), plain(True)
+        ([4, 8], None, None)
+    """
+    if isinstance(value, list | tuple) and value and all(map(_is_whole, value)):
+        return [int(part) for part in value]
+    return int(value) if _is_whole(value) else None
 
 
 def expect(value: Any, kind: type, where: str) -> Any:
@@ -57,11 +108,11 @@ def shape(name: str, sizes: Any) -> tuple[int | None, ...]:
     return tuple(sizes)
 
 
-def numbers(name: str, values: Any, allowed: set[str]) -> dict[str, int]:
+def numbers(name: str, values: Any, allowed: set[str]) -> dict[str, Any]:
     """Return a module's attributes.
 
     Raises:
-        StructureError: If one is not ``allowed``, or no whole number of at least 1.
+        StructureError: If one is not ``allowed``, or no whole number or short list of them.
     """
     values = expect(values, dict, f"structure: attributes[{name[:80]!r}]")
     for attribute, value in values.items():
@@ -70,12 +121,18 @@ def numbers(name: str, values: Any, allowed: set[str]) -> dict[str, int]:
                 f"structure: attributes[{name[:80]!r}] would set {str(attribute)[:80]!r}; only "
                 f"{', '.join(sorted(allowed))} may be set."
             )
-        if not _is_count(value):
+        parts = value if isinstance(value, list) and 0 < len(value) <= _MAX_PARTS else [value]
+        if not all(_is_whole(part) and part >= 0 for part in parts) or value == 0:
             raise StructureError(
-                f"structure: {name[:80]}.{attribute} is {str(value)[:80]}, not a whole number >= 1."
+                f"structure: {name[:80]}.{attribute} is {str(value)[:80]}, not a whole number >= 1 "
+                "or a short list of them."
             )
     return dict(values)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return _is_whole(value) and value >= 1
