@@ -116,6 +116,25 @@ def exactness_of(name: str, seed: int = 0) -> ExactnessCheck:
     )
 
 
+def training_in_double(name: str, size: int, seed: int = 0) -> float:
+    """Compare outputs in train mode in float64.
+
+    Batch statistics over the few numbers of two small images divide by small deviations, which
+    makes float32's rounding visible; what float64 still shows would be an error of the expansion.
+
+    Args:
+        name: A timm architecture.
+        size: Side of the images.
+        seed: As for `exactness_of`.
+    """
+    torch.manual_seed(seed)
+    model: Any = lively(timm.create_model(name)).double()
+    images = torch.randn(2, model.pretrained_cfg["input_size"][0], size, size).double()
+    dense, _ = _step(model, images, seed)
+    expand(model, CHECK_RATE, include=_sample(model), seed=seed)
+    return relative_error(dense, _step(model, images, seed)[0])
+
+
 def lively(model: nn.Module) -> nn.Module:
     """Give every weight and statistic a say in the outputs; the module's docstring tells how.
 

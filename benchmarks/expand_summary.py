@@ -20,15 +20,17 @@ def summary(rows: Collection[Row]) -> str:
 
 def _totals(rows: Collection[Row]) -> list[str]:
     checked = [row for row in rows if row.relative_error]
+    again = [row for row in checked if row.training_relative_error_float64]
     whole = [row for row in checked if int(row.parameters_before) <= WHOLE]
 
     def total(column: str) -> int:
         return sum(int(getattr(row, column) or 0) for row in rows)
 
     def worst(column: str) -> str:
-        if not checked:
-            return "none checked"
-        row = max(checked, key=lambda row: float(getattr(row, column)))
+        measured = [row for row in checked if getattr(row, column)]
+        if not measured:
+            return "none"
+        row = max(measured, key=lambda row: float(getattr(row, column)))
         return f"{getattr(row, column)} ({row.architecture})"
 
     return [
@@ -46,6 +48,8 @@ def _totals(rows: Collection[Row]) -> list[str]:
         f"| gradient reaches the dense weight, not every factor | {total('lost_gradients'):,} |",
         f"| largest relative error in eval mode | {worst('relative_error')} |",
         f"| largest relative error in train mode | {worst('training_relative_error')} |",
+        f"| train mode above 1e-5, measured again in float64 | {len(again):,} |",
+        f"| largest of these in float64 | {worst('training_relative_error_float64')} |",
     ]
 
 

@@ -18,7 +18,8 @@ import fnmatch
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -26,7 +27,7 @@ import timm
 import torch
 
 from benchmarks import expand_check
-from benchmarks.expand_check import TOLERANCE, exactness_of, structure_of
+from benchmarks.expand_check import TOLERANCE, exactness_of, structure_of, training_in_double
 from timm_linop.bench import machine
 
 RESULTS = Path(__file__).parent / "results" / "sweep_expand.csv"
@@ -39,7 +40,8 @@ class Row:
 
     The numbers from ``image_size`` on are of representatives. ``blind_layers`` are expanded layers
     whose dense weight gets no gradient, ``lost_gradients`` those whose factors get none although
-    the dense weight does. ``failure`` is empty unless something is wrong.
+    the dense weight does. The train-mode error is measured again in float64 where float32's
+    rounding exceeds the tolerance. ``failure`` is empty unless something is wrong.
     """
 
     architecture: str
@@ -57,6 +59,7 @@ class Row:
     rate_checked: str = ""
     layers_checked: str = ""
     training_relative_error: str = ""
+    training_relative_error_float64: str = ""
     blind_layers: str = ""
     lost_gradients: str = ""
     failure: str = ""
@@ -110,10 +113,10 @@ def sweep(names: Sequence[str], output: Path) -> list[Row]:
     represent(rows)
     chosen = [name for name in names if rows[name].represented_by == name]
     for number, name in enumerate(chosen, 1):
-        if not rows[name].relative_error and not rows[name].failure:
-            check_exactness(rows[name])
-            print(f"{number}/{len(chosen)} {name}: {rows[name].relative_error}", flush=True)
-            write(output, rows)
+        for check in (check_exactness, check_training_again):
+            if check(rows[name]):
+                print(f"{number}/{len(chosen)} {name}: {rows[name].relative_error}", flush=True)
+                write(output, rows)
     write(output, rows)
     output.with_suffix(".json").write_text(json.dumps(settings(), indent=2) + "\n")
     return [rows[name] for name in names if rows[name].failure]
@@ -125,34 +128,30 @@ def structure_row(name: str) -> Row:
     Args:
         name: A timm architecture.
     """
-    start = time.perf_counter()
     row = Row(name)
-    try:
+    with _measuring(row):
         found = structure_of(name)
-    except Exception as error:  # one architecture's failure is a finding, not the sweep's end
-        row.failure = _said(error)
-    else:
         row.layers_expanded, row.layers_left_alone = str(found.expanded), str(found.left_alone)
         row.left_alone_because, row.layer_kinds = found.because, found.kinds
         row.parameters_before, row.parameters_after = str(found.before), str(found.after)
         row.state_dict_keys_equal = str(found.same).lower()
         row.failure = "" if found.same else "names, shapes or classes differ after contract"
-    row.seconds = f"{time.perf_counter() - start:.1f}"
     return row
 
 
-def check_exactness(row: Row) -> None:
-    """Add a representative's numbers to its row.
+def check_exactness(row: Row) -> bool:
+    """Add a representative's numbers to its row, unless it has them.
 
     Args:
         row: From `structure_row`, changed in place.
+
+    Returns:
+        Whether anything was done.
     """
-    start = time.perf_counter()
-    try:
+    if row.relative_error or row.failure:
+        return False
+    with _measuring(row):
         found = exactness_of(row.architecture, SEED)
-    except Exception as error:  # as above
-        row.failure = _said(error)
-    else:
         row.relative_error = f"{found.evaluating:.2e}"
         row.training_relative_error = f"{found.training:.2e}"
         row.image_size, row.layers_checked = str(found.size), str(found.layers)
@@ -162,7 +161,27 @@ def check_exactness(row: Row) -> None:
             row.failure = f"outputs moved by more than {TOLERANCE:g}"
         elif found.lost:
             row.failure = f"{found.lost} layers whose factors get no gradient"
-    row.seconds = f"{float(row.seconds) + time.perf_counter() - start:.1f}"
+    return True
+
+
+def check_training_again(row: Row) -> bool:
+    """Add the train-mode error in float64 where float32 was too coarse to tell.
+
+    Args:
+        row: From `check_exactness`, changed in place.
+
+    Returns:
+        Whether anything was done.
+    """
+    fine = row.failure or float(row.training_relative_error) <= TOLERANCE
+    if fine or row.training_relative_error_float64:
+        return False
+    with _measuring(row):
+        error = training_in_double(row.architecture, int(row.image_size), SEED)
+        row.training_relative_error_float64 = f"{error:.2e}"
+        if not error <= TOLERANCE:
+            row.failure = f"outputs in train mode moved by more than {TOLERANCE:g}"
+    return True
 
 
 def represent(rows: dict[str, Row]) -> None:
@@ -222,8 +241,15 @@ def settings() -> dict[str, object]:
     }
 
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+@contextmanager
+def _measuring(row: Row) -> Iterator[None]:
+    """Add the seconds to a row; one architecture's error is a finding, not the sweep's end."""
+    start = time.perf_counter()
+    try:
+        yield
+    except Exception as error:
+        row.failure = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    row.seconds = f"{float(row.seconds or 0) + time.perf_counter() - start:.1f}"
 
 
 if __name__ == "__main__":

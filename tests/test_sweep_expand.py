@@ -15,7 +15,7 @@ from torch import nn
 from benchmarks import expand_check, sweep, sweep_expand
 from benchmarks.expand_check import TOLERANCE, exactness_of, lively, relative_error, structure_of
 from benchmarks.expand_summary import summary
-from benchmarks.sweep_expand import RESULTS, Row, read, structure_row
+from benchmarks.sweep_expand import RESULTS, Row, check_training_again, read, structure_row
 from timm_linop.chain import LinearChain
 
 
@@ -63,6 +63,14 @@ def test_the_exactness_check_sees_one_wrong_chain(
 
     monkeypatch.setattr(expand_check, "expand", wrong)
     assert exactness_of(name).evaluating > TOLERANCE
+
+
+def test_a_train_mode_error_that_float32_cannot_judge_is_measured_again_in_float64() -> None:
+    row = Row("test_resnet", image_size="64", training_relative_error="2e-3", seconds="1.0")
+    assert check_training_again(row) and row.failure == ""
+    assert 0 < float(row.training_relative_error_float64) < 1e-12
+    assert not check_training_again(row)  # once
+    assert not check_training_again(Row("test_resnet", training_relative_error="2e-6"))
 
 
 def test_a_large_model_is_checked_by_two_layers_of_each_kind(
@@ -140,6 +148,8 @@ def test_the_result_file_holds_every_architecture_and_no_failure() -> None:
         assert bool(row.relative_error) == (row.represented_by == row.architecture)
         if row.relative_error:
             assert float(row.relative_error) <= TOLERANCE and row.lost_gradients == "0"
+            training = row.training_relative_error_float64 or row.training_relative_error
+            assert float(training) <= TOLERANCE
 
 
 def test_the_document_holds_the_tables_of_the_result_file() -> None:
