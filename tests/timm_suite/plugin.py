@@ -1,0 +1,82 @@
+"""A pytest plugin: where timm's tests list models, they get the slim and expanded twins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import timm_linop  # noqa: F401  (registers the twins)
+from timm_linop.chain import chain_of
+
+from . import twins
+
+SCRIPTING = pytest.mark.xfail(
+    raises=RuntimeError,
+    strict=True,
+    reason="torch.jit.script takes no parametrized module; contract(model) first",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the twins in place before timm's tests are collected."""
+    config.addinivalue_line("markers", "timeout: timm's limit of seconds; not enforced here")
+    torch.set_num_threads(1)
+    twins.register()
+    timm.list_models = _twins_of(timm.list_models)
+    # Published weights, whose logits are on the Hub: they say nothing of twins.
+    timm.list_pretrained = lambda *args, **kwargs: []
+
+
+def _twins_of(list_models: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """Answer as timm does for our bases, but with the names of their twins.
+
+    So each twin meets exactly the tests that timm has for its base, whatever filters choose it.
+    """
+
+    def listed(*args: Any, **kwargs: Any) -> list[str]:
+        found = {name.partition(".")[0] for name in list_models(*args, **kwargs)}
+        return [twin for base in twins.BASES if base in found for twin in twins.names_of(base)]
+
+    return listed
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what an expanded model cannot do; strictly, so that we learn when it can."""
+    for item in items:
+        if _of_wide_twin(item) and "torchscript" in item.name:
+            item.add_marker(SCRIPTING)
+
+
+@pytest.fixture(autouse=True)
+def _weights_by_their_slim_names(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Show ``fc.weight`` beside its factors to the tests that look whether the key is there.
+
+    An expanded model's state dict holds factors only, by design. All else that these tests check
+    is checked on the model as it is.
+    """
+    if _of_wide_twin(request.node) and "default_cfgs" in request.node.name:
+        monkeypatch.setattr(nn.Module, "state_dict", _with_products(nn.Module.state_dict))
+    yield
+
+
+def _of_wide_twin(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and str(callspec.params.get("model_name")).startswith("linop_wide_")
+
+
+def _with_products(state_dict: Callable[..., Any]) -> Callable[..., Any]:
+    def with_products(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        state = state_dict(self, *args, **kwargs)
+        if "destination" not in kwargs:  # the outermost call
+            layers = [(n, m) for n, m in self.named_modules() if chain_of(m) is not None]
+            state |= {f"{name}.weight": layer.weight for name, layer in layers}
+        return state
+
+    return with_products
