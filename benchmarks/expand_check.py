@@ -30,7 +30,7 @@ from timm_linop.layers import BARE, Audit, LayerReport
 
 PARAMETERS_RATE = 3  # parameters_after is counted at the default rate, on the meta device
 CHECK_RATE = 1.5
-WHOLE = 20_000_000  # representatives of more parameters have two layers of each kind expanded
+WHOLE = 10_000_000  # representatives of more parameters have two layers of each kind expanded
 SIZES = (64, 96, 128, 160, 192, 224, 256)
 TOLERANCE = 1e-5
 
