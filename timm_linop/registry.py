@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +17,8 @@ from typing import Any
 
 import timm
 from timm.models import (
+    DefaultCfg,
+    PretrainedCfg,
     _builder,
     get_pretrained_cfg,
     load_pretrained,
@@ -46,13 +50,20 @@ def register_twins() -> None:
             __all__.pop()  # where timm adds the name, which is no name of this module
 
 
-def _dense_cfg(base: str) -> dict[str, Any]:
-    """The base's data and head settings; its weights are not the twin's."""
-    cfg = get_pretrained_cfg(base)
-    if cfg is None:
-        return {}
-    blank = replace(cfg, url=None, file=None, hf_hub_id=None, hf_hub_filename=None, source=None)
-    return {k: v for k, v in vars(blank).items() if k not in ("architecture", "tag")}
+def _dense_cfg(base: str) -> DefaultCfg:
+    """The base's data and head settings; its weights are not the twin's.
+
+    Read where the base itself was registered from: timm's own reader copies each deeply, which
+    over 1,300 architectures is most of the time that importing this package takes.
+    """
+    module = sys.modules[model_entrypoint(base).__module__]
+    cfg = getattr(module, "default_cfgs", {}).get(base)
+    dense = cfg.default if isinstance(cfg, DefaultCfg) else get_pretrained_cfg(base)
+    blank = replace(dense or PretrainedCfg(), **dict.fromkeys(_WHERE_WEIGHTS_ARE))
+    return DefaultCfg(tags=deque([""]), cfgs={"": blank})
+
+
+_WHERE_WEIGHTS_ARE = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict")
 
 
 def _entrypoint(name: str, base: str) -> Callable[..., nn.Module]:
