@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 import timm_linop  # noqa: F401  (registers the twins)
 from timm_linop.chain import chain_of
+from timm_linop.structure import Structure
 
 from . import twins
 
@@ -32,6 +34,23 @@ def pytest_configure(config: pytest.Config) -> None:
     timm.list_pretrained = lambda *args, **kwargs: []
 
 
+def _through_twins(create_model: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Build what timm's tests name themselves as its twin, slim to its own full size.
+
+    So these tests, too, go through all that `registry.build` does to a model.
+    """
+
+    @functools.wraps(create_model)
+    def create(model_name: str, *args: Any, **kwargs: Any) -> nn.Module:
+        base = model_name.partition(".")[0]
+        if base.startswith("linop_") or not timm.is_model(f"linop_{base}"):
+            return create_model(model_name, *args, **kwargs)
+        whole = {"pruned": Structure(base), "rate": 0}
+        return create_model(f"linop_{base}", *args, **whole, **kwargs)
+
+    return create
+
+
 def _twins_of(list_models: Callable[..., list[str]]) -> Callable[..., list[str]]:
     """Answer as timm does for our bases, but with the names of their twins.
 
@@ -46,7 +65,12 @@ def _twins_of(list_models: Callable[..., list[str]]) -> Callable[..., list[str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what an expanded model cannot do; strictly, so that we learn when it can."""
+    """Mark what an expanded model cannot do; strictly, so that we learn when it can.
+
+    And give the module of timm's tests another ``create_model``: timm's own stays as it is.
+    """
+    for module in {item.module for item in items if isinstance(item, pytest.Function)}:
+        module.create_model = _through_twins(module.create_model)
     for item in items:
         if _of_wide_twin(item) and "torchscript" in item.name:
             item.add_marker(SCRIPTING)

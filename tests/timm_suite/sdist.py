@@ -6,16 +6,15 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib.metadata import version as installed
 from pathlib import Path
-
-import timm
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache"  # git ignores it: timm's files are timm's
 MEMBERS = {"tests/test_models.py": "test_models.py", "pyproject.toml": "pyproject.toml"}
 
 
-def fetch(version: str = timm.__version__) -> Path:
+def fetch(version: str = installed("timm")) -> Path:
     """Download timm's source distribution once and keep the two files that its model tests need.
 
     They lie side by side in one folder: beside timm's package, or in a package called ``tests``,
