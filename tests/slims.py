@@ -41,6 +41,8 @@ def lively(name: str, **args: Any) -> nn.Module:
             if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.1)
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                module.bias.normal_(0, 0.1)
     return model
 
 

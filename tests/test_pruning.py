@@ -15,7 +15,7 @@ import timm_linop
 from tests.slims import CLASSES, FAMILIES, NORMED, images, lively, slim, twin
 from timm_linop.errors import PruningError, StructureError
 from timm_linop.pruning import prune
-from timm_linop.pruning.groups import attention_heads, outputs_to_keep
+from timm_linop.pruning.assist import equal_parts, outputs_to_keep
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -96,6 +96,12 @@ def test_the_slim_model_computes_what_a_masked_one_does(name: str) -> None:
             removed[kept] = False
             wide.weight[removed], wide.bias[removed] = 0, 0
             masked += int(removed.sum())
+        for key, reduce in narrow.named_modules():  # squeeze-excitation: a ReLU follows, no norm
+            if key.endswith("conv_reduce"):
+                wide = dense.get_submodule(key)
+                removed = torch.ones(wide.out_channels, dtype=torch.bool)
+                removed[kept_of(reduce.bias, wide.bias)] = False
+                wide.weight[removed], wide.bias[removed] = 0, 0
     assert masked > 100
     x = images(name)
     assert torch.allclose(dense(x), narrow(x), rtol=1e-4, atol=1e-5)
@@ -214,17 +220,6 @@ def test_a_model_that_timm_did_not_make(model: nn.Module) -> None:
         prune(model, torch.randn(1, 2), ratio=0.5)
 
 
-@pytest.mark.parametrize("name", ["test_mambaout", "test_nfnet"])
-def test_a_model_that_cannot_be_followed(name: str) -> None:
-    model = lively(name)
-    before = state(model)
-    with pytest.raises(PruningError, match=rf"{name} .*The model is as it was\.$") as caught:
-        prune(model, ratio=0.5)
-    assert_untouched(model, before)
-    assert len(str(caught.value)) < 600
-    assert caught.value.__cause__ is not None
-
-
 @pytest.mark.parametrize(
     "example",
     [torch.randn(1, 5, 64, 64), torch.randn(3), torch.zeros(0, 3, 64, 64), torch.randn(1, 3, 1, 1)],
@@ -240,7 +235,7 @@ def test_images_that_do_not_fit(example: Tensor) -> None:
 
 def test_a_backbone_of_features_only() -> None:
     backbone = timm.create_model("test_resnet", features_only=True)
-    with pytest.raises(PruningError, match=r"no tensor 'fc\.bias'"):
+    with pytest.raises(StructureError, match=r"no tensor 'fc\.bias'"):
         prune(backbone, images("test_resnet"), ratio=0.5)
 
 
@@ -253,10 +248,6 @@ def test_the_classifiers_are_kept() -> None:
     assert outputs_to_keep(nn.Linear(2, 2)) == []
 
 
-def test_heads_are_told_afresh_each_time() -> None:
+def test_heads_are_told() -> None:
     model: Any = timm.create_model("test_vit")
-    told = attention_heads(model)
-    assert list(told) == [block.attn.qkv for block in model.blocks]
-    assert set(told.values()) == {2}
-    told.clear()
-    assert len(attention_heads(model)) == len(model.blocks)
+    assert equal_parts(model) == {block.attn.qkv: 2 for block in model.blocks}

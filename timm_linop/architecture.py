@@ -58,7 +58,7 @@ def base_of(model: nn.Module) -> str:
 
 
 # Not arguments of the architecture: ours, and those that only matter while building or training.
-_OWN_ARGS = {"pruned", "rate", "init", "include", "exclude", "seed", "pretrained_model_args"}
+_OWN_ARGS = {"pruned", "rate", "init", "seed", "probe", "pretrained_model_args"}
 _PASSING_ARGS = {"pretrained_strict", "features_only", "out_indices", "feature_cls"}
 
 

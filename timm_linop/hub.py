@@ -26,6 +26,7 @@ from .architecture import PREFIX, model_args_of
 from .card import CardData, render
 from .errors import CheckpointError, ExpansionError, HubError, LinOPError, OutputFolderError
 from .expand import is_expanded
+from .proof import prove
 from .source import CONFIG, WEIGHTS, read_config, read_weights, slim_folder
 from .structure import Structure
 
@@ -84,7 +85,7 @@ def save(
             slim,
             str(draft),
             model_config={"label_names": list(class_names)} if class_names else None,
-            model_args={"pruned": structure.to_dict(), "rate": 0},
+            model_args={"pruned": structure.to_dict(), "rate": 0, "probe": prove(model)},
             safe_serialization=True,
             data_config=data_config,
         )

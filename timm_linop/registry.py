@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import timm
+import torch
 from timm.models import (
     DefaultCfg,
     PretrainedCfg,
@@ -27,6 +28,7 @@ from timm.models import (
 )
 from torch import nn
 
+from . import proof
 from .architecture import PREFIX, dense_model, tensors_of, whole_model
 from .checkpoint import check_saved_args
 from .errors import CheckpointError, LinOPError, StructureError
@@ -87,6 +89,7 @@ def build(
     rate: float = 3,
     init: str = "orthogonal",
     seed: int | None = None,
+    probe: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
@@ -100,6 +103,7 @@ def build(
         rate: Expansion rate; 0 gives the slim model itself.
         init: See `timm_linop.expand`.
         seed: See `timm_linop.expand`.
+        probe: Logits that a saved config.json carries to check a reload with.
         pretrained_cfg_overlay: As timm's.
         **kwargs: Whatever timm takes for this architecture.
 
@@ -135,6 +139,9 @@ def build(
         if source.structure is not None or "pretrained_model_args" in kwargs:
             _blame_file(base, kwargs, error)
         raise
+    if load or source.weights is not None:
+        saved = kwargs.get("pretrained_model_args") or source.model_args
+        _check_reload(model, source.probe or probe, saved, kwargs)
     # timm's factory records what it was called with; the source's own arguments came in here.
     model._model_args = {k: v for k, v in settings.items() if k not in _RUNTIME}
     return expand(model, rate, init, seed=seed) if rate != 0 else model
@@ -144,6 +151,20 @@ def build(
 _LOCATIONS = ("url", "file", "state_dict", "hf_hub_id")
 # Arguments that say nothing of the architecture.
 _RUNTIME = ("pretrained_cfg", "pretrained_model_args", "cache_dir", "device", "dtype")
+# Those that leave the logits in eval mode as they are.
+_HARMLESS = ("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate")
+
+
+def _check_reload(
+    model: nn.Module, probe: Any, saved: Mapping[str, Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Hold a reloaded model against its stored logits, if it was asked for as it was saved."""
+    asked = {k: v for k, v in kwargs.items() if k not in (*_RUNTIME, *_HARMLESS)}
+    as_saved = all(saved.get(key, value) == value for key, value in asked.items())
+    as_saved &= not asked.keys() - saved.keys()
+    weight = next(model.parameters())
+    if probe is not None and as_saved and weight.dtype == torch.float32 and weight.is_cpu:
+        proof.check(model, probe, type(model).__name__)
 
 
 def _slim(base: str, source: Source, **settings: Any) -> Any:

@@ -46,12 +46,14 @@ class Source:
         weights: Its tensors; None where only the structure was given.
         model_args: What it was built with (``num_classes``, ``in_chans``, ``img_size``...).
         pretrained_cfg: timm's data and head settings of the weights, without their location.
+        probe: What the saved model said to one seeded image, see `timm_linop.proof`.
     """
 
     structure: Structure | None = None
     weights: Mapping[str, Tensor] | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
     pretrained_cfg: Mapping[str, Any] | None = None
+    probe: Any = None
 
 
 def resolve(pruned: Any, base: str) -> Source:
@@ -166,14 +168,14 @@ def _from_folder(folder: Path) -> Source:
     check_saved_args(args)
     cfg = {k: v for k, v in config["pretrained_cfg"].items() if k not in _LOCATION}
     weights = read_weights(folder / WEIGHTS)
-    structure_data = args.pop("pruned", None)
+    structure_data, probe = args.pop("pruned", None), args.pop("probe", None)
     base = known_architecture(str(config.get("architecture")))
     structure = None if structure_data is None else Structure.from_dict(structure_data)
     # What the weights say counts: a config may claim any number of classes.
     args = {k: v for k, v in args.items() if k not in _NOT_COPIED} | args_told_by(weights, base)
     if structure is None:
         structure = _structure_read_off(weights, base, args, folder)
-    return Source(structure, weights, args, cfg)
+    return Source(structure, weights, args, cfg, probe)
 
 
 def _structure_read_off(

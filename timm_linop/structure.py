@@ -216,6 +216,19 @@ class Structure:
         settle(model, follow, new_classifier=not classifier & set(structure.shapes))
         return model
 
+    def narrow(self, model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Cut a model that has this structure further down, in place.
+
+        Args:
+            model: A model as it was built.
+            shapes: Tensor name to smaller shape.
+
+        Raises:
+            StructureError: If the shapes contradict each other.
+        """
+        resize(model, shapes, {})
+        settle(model, _rules(model, {}), new_classifier=False)
+
     def _for(self, model: nn.Module) -> Structure:
         """The part of it that a model built without head or last layers has."""
         names = {name for name, _ in tensors_of(model)}

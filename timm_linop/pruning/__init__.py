@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from timm.models import get_model_input_config
@@ -14,9 +17,48 @@ from ..architecture import base_of, model_args_of
 from ..errors import LinOPError, PruningError
 from ..expand import is_expanded
 from ..registry import build
-from .magnitude import prune_by_magnitude
+from ..structure import Structure
+from .cut import Cut, cut_tensors, kept_by
+from .groups import describe
+from .magnitude import cuts_by_magnitude
+from .masked import MaskCheck, first_tensor
+from .units import passing
 
-__all__ = ["prune"]
+__all__ = ["PruningReport", "last_report", "prune"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """What `prune` found.
+
+    Attributes:
+        groups: Coupled groups of channels that were to lose some.
+        left_whole: Layers of those that could not, as the result would not be the masked model's.
+        mask_error: Relative difference between slim and masked model, in float64.
+    """
+
+    groups: int
+    left_whole: tuple[str, ...]
+    mask_error: float
+
+
+_reports: WeakKeyDictionary[nn.Module, PruningReport] = WeakKeyDictionary()
+
+
+def last_report(slim: nn.Module) -> PruningReport:
+    """Tell what `prune` found when it made a slim model.
+
+    Args:
+        slim: What it returned.
+
+    Raises:
+        PruningError: If `prune` did not make it in this process.
+    """
+    if slim not in _reports:
+        raise PruningError("prune() did not make this model in this process; prune it again.")
+    return _reports[slim]
 
 
 def prune(
@@ -25,8 +67,14 @@ def prune(
     *,
     ratio: float,
     round_to: int | None = 8,
+    time_limit: float = 300,
 ) -> nn.Module:
-    """Remove channels from a timm model, and prove that the result can be rebuilt by name.
+    """Remove channels from a timm model, and prove that nothing else changed.
+
+    Channels that belong together go together, as torch-pruning's dependency graph couples them. The
+    result must compute what the dense model does with those channels masked, and must be rebuilt by
+    name with the same logits bit for bit. Groups of channels for which that does not hold are left
+    whole, and a warning names them.
 
     Args:
         model: A dense timm model; it is left as it is.
@@ -35,12 +83,13 @@ def prune(
         ratio: Fraction of each layer's channels to remove, between 0 and 1.
         round_to: Keep a multiple of this many channels in each layer, which hardware likes; None
             keeps any number.
+        time_limit: Seconds to look for groups that pass; those not tried by then are left whole.
 
     Returns:
         A slim copy of the model, in eval mode. The classifier keeps its outputs.
 
     Raises:
-        PruningError: If ``ratio`` is out of range, or the channels cannot be removed safely.
+        PruningError: If ``ratio`` is out of range, or no channels can be removed safely.
         StructureError: If the model was not made by timm.
 
     Example:
@@ -50,22 +99,15 @@ def prune(
         Linear(in_features=48, out_features=10, bias=True)
     """
     base = _check(model, ratio, round_to)
-    slim = copy.deepcopy(model).eval()
-    weight = next(slim.parameters())
-    if example is None:
-        example = torch.randn(1, *get_model_input_config(slim)["input_size"])
-    if example.numel() == 0:
-        raise PruningError(
-            f"example holds no image ({list(example.shape)}), so nothing could be compared; pass a "
-            "batch of at least one, or None."
-        )
-    example = example.to(weight)
+    structure = Structure.of(model, base)
+    example = _example(model, example)
     try:
-        prune_by_magnitude(slim, example, ratio, round_to)
-        rebuilt = build(base, pruned=slim, rate=0, **model_args_of(model)).to(weight)
+        cuts, report = _sound_cuts(model, structure, example, ratio, round_to, time_limit)
+        slim = _apply(model, structure, cuts)
+        rebuilt = build(base, pruned=slim, rate=0, **model_args_of(model)).to(example)
         rebuilt.load_state_dict(slim.state_dict())  # build goes through float32
         _check_same(slim, rebuilt.eval(), example)
-        _check_smaller(model, rebuilt, round_to)
+        _reports[rebuilt] = report
     except LinOPError as error:
         raise PruningError(
             f"pruning {base} at ratio={ratio} gives no usable slim model: {error} "
@@ -96,17 +138,62 @@ def _check(model: Any, ratio: float, round_to: int | None) -> str:
     return base_of(model)
 
 
-@torch.no_grad()
-def _check_same(slim: nn.Module, rebuilt: nn.Module, example: Tensor) -> None:
-    expected, got = slim(example), rebuilt(example)
-    if not torch.equal(expected, got):
-        off = (expected - got).abs().max().item()
-        raise PruningError(f"logits differ by {off:.2g} after the rebuild.")
+def _example(model: nn.Module, example: Tensor | None) -> Tensor:
+    if example is None:
+        example = torch.randn(1, *get_model_input_config(model)["input_size"])
+    if example.numel() == 0:
+        raise PruningError(
+            f"example holds no image ({list(example.shape)}), so nothing could be compared; pass a "
+            "batch of at least one, or None."
+        )
+    return example.to(next(model.parameters()))
 
 
-def _check_smaller(model: nn.Module, slim: nn.Module, round_to: int | None) -> None:
-    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, slim))
-    if after >= before:
+def _sound_cuts(
+    model: nn.Module,
+    structure: Structure,
+    example: Tensor,
+    ratio: float,
+    round_to: int | None,
+    time_limit: float,
+) -> tuple[list[Cut], PruningReport]:
+    """Propose cuts, and keep those that pass the mask check together."""
+    with torch.enable_grad():  # torch-pruning reads autograd's graph
+        spoilt = copy.deepcopy(model).cpu().double().eval().requires_grad_(True)
+        cuts = cuts_by_magnitude(spoilt, example.cpu().double(), ratio, round_to)
+    if not cuts:
         raise PruningError(
             f"nothing was removed; take a higher ratio or a smaller round_to (now {round_to})."
         )
+    check = MaskCheck(model, example, structure.narrow)
+    sound = passing(cuts, check.passes, time_limit)
+    left = [cut for cut in cuts if cut not in sound]
+    if not sound:
+        raise PruningError(f"no group of channels passes the mask check ({describe(left)}).")
+    if left:
+        _log.warning(
+            "%d of %d groups of channels of %s are left whole, as the slim model would not compute "
+            "what the masked one does: %s",
+            len(left),
+            len(cuts),
+            structure.base,
+            describe(left),
+        )
+    layers = tuple(cut.layer for cut in left)
+    return sound, PruningReport(len(cuts), layers, check.error(sound))
+
+
+def _apply(model: nn.Module, structure: Structure, cuts: list[Cut]) -> nn.Module:
+    slim = copy.deepcopy(model).eval()
+    kept = kept_by(cuts, model)
+    structure.narrow(slim, {name: tuple(map(len, axes)) for name, axes in kept.items()})
+    slim.load_state_dict(cut_tensors(model, kept))
+    return slim
+
+
+@torch.no_grad()
+def _check_same(slim: nn.Module, rebuilt: nn.Module, example: Tensor) -> None:
+    expected, got = first_tensor(slim(example)), first_tensor(rebuilt(example))
+    if not torch.equal(expected, got):
+        off = (expected - got).abs().max().item()
+        raise PruningError(f"logits differ by {off:.2g} after the rebuild.")

@@ -2,83 +2,168 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 import torch_pruning as tp
-from timm.layers import Attention
 from torch import Tensor, nn
+from torch_pruning.dependency import Dependency, Group
+
+from .assist import (
+    LAYERS,
+    add_missing_biases,
+    equal_parts,
+    outputs_to_keep,
+    without_channels,
+)
+from .cut import Cut, read_cuts
+from .graph import ChannelGraph
+
+# Seconds to follow one group; a group takes well below one, or for ever.
+_PATIENCE = 5.0
 
 
-def outputs_to_keep(model: Any) -> list[nn.Module]:
-    """Return the classifier layers, whose outputs are the classes.
-
-    Args:
-        model: A timm model.
-
-    Returns:
-        The modules that ``pretrained_cfg["classifier"]`` names, as far as they are there.
-
-    Example:
-        >>> import timm
-        >>> outputs_to_keep(timm.create_model("test_resnet", num_classes=3))
-        [Linear(in_features=96, out_features=3, bias=True)]
-    """
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    names = (names,) if isinstance(names, str) else names
-    modules = dict(model.named_modules())
-    return [modules[name] for name in names if name in modules]
-
-
-def attention_heads(model: nn.Module) -> dict[nn.Module, int]:
-    """Tell torch-pruning how many heads each fused qkv layer holds.
-
-    Returns:
-        A fresh dict, as torch-pruning changes it.
-    """
-    return {m.qkv: m.num_heads for m in model.modules() if isinstance(m, Attention)}
-
-
-def remove(
+def propose(
     model: nn.Module,
     example: Tensor,
     importance: tp.importance.Importance,
     ratio: float,
     round_to: int | None,
-) -> None:
-    """Remove the least important channel groups, in place.
+) -> list[Cut]:
+    """Find the coupled groups of a model, and the least important channels of each.
 
     Args:
-        model: A dense timm model in eval mode.
+        model: A dense timm model in eval mode, in float64; it is spoilt.
         example: One batch of images, ``b x c x h x w``.
-        importance: torch-pruning's score of a group.
-        ratio: Fraction of each layer's channels to remove.
+        importance: torch-pruning's score of a group's channels.
+        ratio: Fraction of each group's channels to remove.
         round_to: Keep a multiple of this many channels; None keeps any number.
+
+    Returns:
+        One cut a group, none of them made.
     """
-    with warnings.catch_warnings():
-        # It cuts parameters outside layers (tokens, layer scales) along their last axis, rightly.
-        warnings.filterwarnings("ignore", "Unwrapped parameters detected")
-        pruner = tp.pruner.BasePruner(
-            model,
-            example,
-            importance=importance,
-            pruning_ratio=ratio,
-            round_to=round_to,
-            ignored_layers=outputs_to_keep(model),
-            num_heads=attention_heads(model),
-            # Fresh dicts: torch-pruning's mutable defaults would keep earlier models alive.
-            channel_groups={},
-            in_channel_groups={},
-            out_channel_groups={},
-        )
-        pruner.step()
-    _settle_attention(model, pruner.num_heads)
+    add_missing_biases(model)
+    graph = ChannelGraph(channels_last=getattr(model, "output_fmt", "NCHW") == "NHWC")
+    graph.IGNORED_LAYERS_IN_TRACING.extend(without_channels(model))
+    graph.build_dependency(model, example, verbose=False)
+    parts = equal_parts(model)
+    chosen = []
+    for group in _groups(graph, outputs_to_keep(model)):
+        graph.clock.allow(_PATIENCE)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                least = _least_important(graph, group, parts, importance, ratio, round_to)
+            except (TimeoutError, IndexError, AssertionError):  # a graph it could not follow
+                continue
+        if least is not None and graph.check_pruning_group(least):
+            chosen.append(least)
+    return read_cuts(graph, model, chosen)
 
 
-def _settle_attention(model: nn.Module, heads: dict[nn.Module, int]) -> None:
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.num_heads = heads[module.qkv]
-            module.head_dim = module.qkv.out_features // (3 * module.num_heads)
-            module.attn_dim = module.num_heads * module.head_dim
-            module.scale = module.head_dim**-0.5
+def _groups(graph: ChannelGraph, keep: list[nn.Module]) -> Iterator[Group]:
+    """Every group once, with all of its channels, but for those whose outputs are to stay."""
+    untouched = {*keep, *graph.IGNORED_LAYERS_IN_TRACING}
+    seen = set(untouched)
+    for layer in list(graph.module2node):
+        if not isinstance(layer, LAYERS) or layer in seen:
+            continue
+        graph.clock.allow(_PATIENCE)
+        remove = graph.get_pruner_of_module(layer).prune_out_channels
+        try:
+            group = graph.get_pruning_group(layer, remove, range(graph.get_out_channels(layer)))
+        except (TimeoutError, IndexError):
+            seen.add(layer)
+            continue
+        outputs = {dep.target.module for dep, _ in group if _is_output(graph, dep)}
+        seen |= outputs
+        if not outputs & untouched:
+            yield group
+
+
+def _is_output(graph: ChannelGraph, dep: Dependency) -> bool:
+    return graph.is_out_channel_pruning_fn(dep.handler)
+
+
+def _width(graph: ChannelGraph, dep: Dependency) -> int:
+    layer = dep.target.module
+    return graph.get_out_channels(layer) if _is_output(graph, dep) else graph.get_in_channels(layer)
+
+
+def _least_important(
+    graph: ChannelGraph,
+    group: Group,
+    parts: dict[nn.Module, int],
+    importance: tp.importance.Importance,
+    ratio: float,
+    round_to: int | None,
+) -> Group | None:
+    """The part of a group that is to go; None where nothing is."""
+    group = _seen_from_attention(graph, group, parts)
+    root = group[0].dep
+    width = _width(graph, root)
+    scores = importance(group)
+    members = [dep.target.module for dep, _ in group]
+    number = math.lcm(*(parts.get(m, 1) for m in members if isinstance(m, nn.Module)))
+    if scores is None or len(scores) != width or width % number:
+        return None
+    positions = least(scores, number, ratio, round_to)
+    return (
+        graph.get_pruning_group(root.target.module, root.handler, positions) if positions else None
+    )
+
+
+def _seen_from_attention(graph: ChannelGraph, group: Group, parts: dict[nn.Module, int]) -> Group:
+    """Start from the layer behind a fused qkv, which has each channel once and not three times."""
+    if not any(dep.target.module in parts for dep, _ in group if _is_output(graph, dep)):
+        return group
+    inputs = [
+        dep
+        for dep, _ in group
+        if isinstance(dep.target.module, LAYERS) and not _is_output(graph, dep)
+    ]
+    behind = min(inputs, key=lambda dep: _width(graph, dep), default=None)
+    if behind is None or _width(graph, behind) >= _width(graph, group[0].dep):
+        return group
+    everything = range(_width(graph, behind))
+    other = graph.get_pruning_group(behind.target.module, behind.handler, everything)
+    members = {dep.target.module for dep, _ in group}
+    return other if members <= {dep.target.module for dep, _ in other} else group
+
+
+def least(scores: Tensor, parts: int, ratio: float, round_to: int | None) -> list[int]:
+    """Choose the channels of the lowest scores, the same ones in each part.
+
+    Args:
+        scores: One number a channel.
+        parts: How many equally wide parts they lie in, one after the other.
+        ratio: Fraction to choose.
+        round_to: What stays is a multiple of this many channels, at least one; None stands for 1.
+
+    Returns:
+        Their positions; none where rounding leaves nothing to remove.
+
+    Example:
+        >>> least(torch.tensor([4.0, 1.0, 3.0, 2.0]), parts=1, ratio=0.5, round_to=None)
+        [1, 3]
+        >>> least(torch.tensor([4.0, 1.0, 3.0, 2.0]), parts=2, ratio=0.5, round_to=2)
+        [1, 3]
+    """
+    each = len(scores) // parts
+    step = (round_to or 1) // math.gcd(round_to or 1, parts)
+    kept = int(each * (1 - ratio) + 1e-9)
+    kept = max(kept - kept % step, step)
+    if kept >= each:
+        return []
+    order = scores.view(parts, each).mean(0).argsort(stable=True)[: each - kept]
+    positions = order + each * torch.arange(parts)[:, None]
+    return sorted(positions.flatten().tolist())
+
+
+def describe(cuts: list[Any]) -> str:
+    """Name a few layers of cuts, for a message."""
+    names = [cut.layer for cut in cuts]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
