@@ -3,36 +3,38 @@
 `structure_of` expands and contracts on the meta device and compares names, shapes and classes.
 `exactness_of` compares real float32 outputs: dense, expanded, contracted.
 
-A fresh model would make the second check blind: its biases are zero, its layer scales 1e-6, its
-residual gains and heads zero, its batch statistics neutral. `lively` therefore draws every bias and
-running mean from N(0, 0.1), every other vector (gains, layer scales, temperatures) and running
-variance from U(0.5, 1.5), and every matrix that is all zeros from N(0, 1/fan_in). How well that
-worked is measured: ``blind`` counts the layers whose dense weight has no gradient all the same.
+How well `models.lively` keeps the second from being blind is measured: ``blind`` counts the layers
+whose dense weight has no gradient all the same.
 """
 
 from __future__ import annotations
 
-import gc
+import copy
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
+from benchmarks.models import (
+    lively,
+    outputs_of,
+    relative_error,
+    rounded,
+    smallest_images,
+    training_step,
+)
 from timm_linop import audit, contract, expand
 from timm_linop.architecture import dense_model
-from timm_linop.chain import chain_of, factors_of
 from timm_linop.layers import BARE, Audit, LayerReport
 
 PARAMETERS_RATE = 3  # parameters_after is counted at the default rate, on the meta device
 CHECK_RATE = 1.5
 WHOLE = 10_000_000  # representatives of more parameters have two layers of each kind expanded
-SIZES = (64, 96, 128, 160, 192, 224, 256)
 TOLERANCE = 1e-5
+DOUBLE_TOLERANCE = 1e-7  # a fault of the algebra would be as large in float64 as in float32
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,15 @@ class ExactnessCheck:
     training: float
     blind: int
     lost: int
+
+
+@dataclass(frozen=True)
+class DoubleCheck:
+    """Relative errors in float64; `rounding` is the dense model's own, its weights rounded."""
+
+    evaluating: float
+    training: float
+    rounding: float
 
 
 def structure_of(name: str) -> StructureCheck:
@@ -96,15 +107,14 @@ def exactness_of(name: str, seed: int = 0) -> ExactnessCheck:
     model = lively(timm.create_model(name))
     images = smallest_images(model)
     chosen = _sample(model)
-    dense = _outputs(model.eval(), images)
-    dense_training, reached = _step(model, images, seed)
+    dense = outputs_of(model.eval(), images)
+    dense_training, reached = training_step(model, images, seed)
     expand(model, CHECK_RATE, include=chosen, seed=seed)
-    wide = _outputs(model.eval(), images)
-    wide_training, reached_after = _step(model, images, seed)
+    wide = outputs_of(model.eval(), images)
+    wide_training, reached_after = training_step(model, images, seed)
     layers = [row.name for row in audit(model) if row.chain is not None]
     contract(model)
-    slim = _outputs(model.eval(), images)
-    gc.collect()
+    slim = outputs_of(model.eval(), images)
     alive = [name for name in layers if f"{name}.weight" in reached]
     return ExactnessCheck(
         size=images.shape[-1],
@@ -116,11 +126,11 @@ def exactness_of(name: str, seed: int = 0) -> ExactnessCheck:
     )
 
 
-def training_in_double(name: str, size: int, seed: int = 0) -> float:
-    """Compare outputs in train mode in float64.
+def in_double(name: str, size: int, seed: int = 0) -> DoubleCheck:
+    """Repeat the comparison in float64, for a network that makes float32's rounding visible.
 
-    Batch statistics over the few numbers of two small images divide by small deviations, which
-    makes float32's rounding visible; what float64 still shows would be an error of the expansion.
+    Random networks may be ill-conditioned, and batch statistics over the few numbers of two small
+    images divide by small deviations; what float64 still shows would be the expansion's fault.
 
     Args:
         name: A timm architecture.
@@ -130,69 +140,15 @@ def training_in_double(name: str, size: int, seed: int = 0) -> float:
     torch.manual_seed(seed)
     model: Any = lively(timm.create_model(name)).double()
     images = torch.randn(2, model.pretrained_cfg["input_size"][0], size, size).double()
-    dense, _ = _step(model, images, seed)
+    dense = outputs_of(model.eval(), images)
+    dense_training, _ = training_step(model, images, seed)
+    noisy = outputs_of(rounded(copy.deepcopy(model)).eval(), images)
     expand(model, CHECK_RATE, include=_sample(model), seed=seed)
-    return relative_error(dense, _step(model, images, seed)[0])
-
-
-def lively(model: nn.Module) -> nn.Module:
-    """Give every weight and statistic a say in the outputs; the module's docstring tells how.
-
-    Args:
-        model: A fresh model, changed in place.
-    """
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            vector = parameter.numel() == max(parameter.shape, default=1)
-            if name.endswith("bias") and vector:
-                parameter.normal_(0, 0.1)
-            elif vector:
-                parameter.uniform_(0.5, 1.5)
-            elif not parameter.any():
-                parameter.normal_(0, parameter[0].numel() ** -0.5)
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_(0, 0.1)
-            elif name.endswith("running_var"):
-                buffer.uniform_(0.5, 1.5)
-    return model
-
-
-def smallest_images(model: nn.Module) -> Tensor:
-    """Draw two images of the smallest size the model takes.
-
-    Below 64 pixels batch statistics would be over one or two numbers. Models of a fixed size get
-    that size.
-
-    Args:
-        model: A timm model.
-    """
-    cfg: Any = model.pretrained_cfg
-    channels, _, size = cfg["input_size"]
-    smaller = [] if cfg.get("fixed_input_size") else [s for s in SIZES if s < size]
-    for side in smaller:
-        images = torch.randn(2, channels, side, side)
-        try:
-            _outputs(model.eval(), images)
-        except (RuntimeError, AssertionError, ValueError, IndexError):
-            continue  # not a multiple of a window or patch, or smaller than the network reduces
-        return images
-    return torch.randn(2, channels, size, size)
-
-
-def relative_error(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Return the largest ``max|a-b| / max|a|`` over a model's outputs.
-
-    Raises:
-        ValueError: If an output says nothing: all zeros, NaN or infinite.
-    """
-    errors = []
-    for a, b in zip(expected, found, strict=True):
-        largest = a.abs().max()
-        if not largest.isfinite() or largest == 0:
-            raise ValueError(f"an output of the dense model is {largest} at most")
-        errors.append(((a - b).abs().max() / largest).item())
-    return max(errors)
+    return DoubleCheck(
+        evaluating=relative_error(dense, outputs_of(model.eval(), images)),
+        training=relative_error(dense_training, training_step(model, images, seed)[0]),
+        rounding=relative_error(dense, noisy),
+    )
 
 
 def kind_of(model: nn.Module, row: LayerReport) -> str:
@@ -234,54 +190,6 @@ def _sample(model: nn.Module) -> list[str]:
         by_kind[kind_of(model, row), owner].append(row)
     small = (sorted(group, key=lambda row: row.parameters_before)[:2] for group in by_kind.values())
     return [row.name for group in small for row in group]
-
-
-def _step(model: nn.Module, images: Tensor, seed: int) -> tuple[list[Tensor], set[str]]:
-    """Run one forward and backward in train mode; the model is left as it was.
-
-    Returns:
-        The outputs, and the names of the layers' weights that a gradient reached: finite
-        everywhere, and not all zeros. A chain's weight is reached where every factor is.
-    """
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    reached = set()
-
-    def note(name: str) -> None:
-        parameter: Any = model.get_parameter(name)
-        if parameter.grad.isfinite().all() and parameter.grad.any():
-            reached.add(name)
-        parameter.grad = None  # the gradients of a large model would not fit beside it
-
-    hooks = [
-        parameter.register_post_accumulate_grad_hook(lambda _, name=name: note(name))
-        for name, parameter in model.named_parameters()
-    ]
-    torch.manual_seed(seed)  # dropout and stochastic depth draw the same numbers both times
-    outputs = _floating(model.train()(images))
-    torch.stack([output.square().mean() for output in outputs]).sum().backward()
-    for hook in hooks:
-        hook.remove()
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
-    return [output.detach() for output in outputs], reached | set(_whole_chains(model, reached))
-
-
-def _whole_chains(model: nn.Module, reached: set[str]) -> Iterator[str]:
-    for name, layer in model.named_modules():
-        if chain_of(layer) is not None:
-            factors = range(len(factors_of(layer)))
-            if all(f"{name}.parametrizations.weight.original{i}" in reached for i in factors):
-                yield f"{name}.weight"
-
-
-def _outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
-    with torch.no_grad():
-        return _floating(model(images))
-
-
-def _floating(outputs: object) -> list[Tensor]:
-    leaves = tree_leaves(outputs)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _signature(model: nn.Module) -> list[tuple[str, torch.Size, torch.dtype]]:

@@ -13,9 +13,16 @@ import torch
 from torch import nn
 
 from benchmarks import expand_check, sweep, sweep_expand
-from benchmarks.expand_check import TOLERANCE, exactness_of, lively, relative_error, structure_of
+from benchmarks.expand_check import (
+    DOUBLE_TOLERANCE,
+    TOLERANCE,
+    DoubleCheck,
+    exactness_of,
+    structure_of,
+)
 from benchmarks.expand_summary import summary
-from benchmarks.sweep_expand import RESULTS, Row, check_training_again, read, structure_row
+from benchmarks.models import lively, relative_error
+from benchmarks.sweep_expand import RESULTS, Row, check_in_double, read, structure_row
 from timm_linop.chain import LinearChain
 
 
@@ -65,12 +72,24 @@ def test_the_exactness_check_sees_one_wrong_chain(
     assert exactness_of(name).evaluating > TOLERANCE
 
 
-def test_a_train_mode_error_that_float32_cannot_judge_is_measured_again_in_float64() -> None:
-    row = Row("test_resnet", image_size="64", training_relative_error="2e-3", seconds="1.0")
-    assert check_training_again(row) and row.failure == ""
+def test_an_error_that_float32_cannot_judge_is_measured_again_in_float64() -> None:
+    small, large = {"relative_error": "2e-6", "training_relative_error": "2e-6"}, {}
+    for mode in small:
+        large[mode] = Row("test_resnet", image_size="64", **(small | {mode: "2e-3"}))
+    assert all(check_in_double(row) and row.failure == "" for row in large.values())
+    row = large["relative_error"]
+    assert 0 < float(row.relative_error_float64) < 1e-12
     assert 0 < float(row.training_relative_error_float64) < 1e-12
-    assert not check_training_again(row)  # once
-    assert not check_training_again(Row("test_resnet", training_relative_error="2e-6"))
+    assert 1e-8 < float(row.rounding_error) < 1e-5
+    assert not check_in_double(row)  # once
+    assert not check_in_double(Row("test_resnet", **small))
+
+
+def test_a_fault_that_float64_shows_too_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = DoubleCheck(evaluating=1e-13, training=1e-4, rounding=1e-7)
+    monkeypatch.setattr(sweep_expand, "in_double", lambda *_: found)
+    row = Row("x", image_size="64", relative_error="2e-5", training_relative_error="1e-4")
+    assert check_in_double(row) and row.failure == "outputs moved by more than 1e-07 in float64"
 
 
 def test_a_large_model_is_checked_by_two_layers_of_each_kind(
@@ -147,9 +166,11 @@ def test_the_result_file_holds_every_architecture_and_no_failure() -> None:
         assert row.failure == "" and row.state_dict_keys_equal == "true"
         assert bool(row.relative_error) == (row.represented_by == row.architecture)
         if row.relative_error:
-            assert float(row.relative_error) <= TOLERANCE and row.lost_gradients == "0"
-            training = row.training_relative_error_float64 or row.training_relative_error
-            assert float(training) <= TOLERANCE
+            assert row.lost_gradients == "0"
+            errors = float(row.relative_error), float(row.training_relative_error)
+            assert bool(row.relative_error_float64) == (max(errors) > TOLERANCE)
+        for error in (row.relative_error_float64, row.training_relative_error_float64):
+            assert float(error or 0) <= DOUBLE_TOLERANCE
 
 
 def test_the_document_holds_the_tables_of_the_result_file() -> None:
