@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint conformance clean
 
 demo: $(INSTALLED)
 	$(BIN)/timm-linop demo
@@ -17,6 +17,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# timm's own model tests on slim and expanded twins, then what they leave out.
+conformance: $(INSTALLED)
+	$(BIN)/pip install --quiet --editable '.[timm-suite]'
+	$(BIN)/python -m tests.timm_suite -q
+	$(BIN)/python -m pytest -q tests/test_timm_contract.py tests/test_timm_forms.py tests/test_timm_tools.py
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "timm_linop needs Python 3.10 or newer; try: make PYTHON=python3.11")'

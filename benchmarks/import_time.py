@@ -2,14 +2,17 @@
 
     python -m benchmarks.import_time [--repeats 11] [--output benchmarks/results/import_time.csv]
 
-Each repeat runs every statement once, so that a busy moment of the machine falls on all of them;
-the first round only fills the file system's cache and is not counted.
+Each repeat runs both statements once, so that a busy moment of the machine falls on both; the first
+round only fills the file system's cache and is not counted. CPU seconds stand beside the wall
+clock's, as other work on the machine changes them less. The second import is also timed by itself,
+within the process that has imported timm: on a busy machine that tells more than a difference.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import platform
 import subprocess
@@ -18,52 +21,61 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-STATEMENTS = {"timm": "import timm", "timm_linop": "import timm, timm_linop"}
 THREADS = 1
+CLOCKS = ("wall", "cpu")
+CHILD = """
+import json, time
+now = lambda: (time.perf_counter(), time.process_time())
+start = now()
+import timm
+middle = now()
+{then}
+end = now()
+print(json.dumps([[b - a for a, b in zip(start, end)], [b - a for a, b in zip(middle, end)]]))
+"""
+COLUMNS = [f"{name}_{clock}_s" for name in ("timm", "both", "second") for clock in CLOCKS]
 
 
-def seconds(statement: str) -> float:
-    """Time a statement in a fresh interpreter, from its first line on.
+def seconds(then: str) -> tuple[list[float], list[float]]:
+    """Time ``import timm`` and what follows in a fresh interpreter, from its first line on.
 
     Args:
-        statement: Python source.
+        then: Python source; empty for timm alone.
 
     Returns:
-        Wall-clock seconds.
+        Wall and CPU seconds of all of it, and of ``then`` by itself.
     """
-    script = f"from time import perf_counter as now; t = now(); {statement}; print(now() - t)"
     env = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
-    command = [sys.executable, "-W", "ignore", "-c", script]
+    command = [sys.executable, "-W", "ignore", "-c", CHILD.format(then=then)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-    return float(done.stdout)
+    whole, part = json.loads(done.stdout)
+    return whole, part
 
 
-def measure(repeats: int) -> dict[str, list[float]]:
-    """Time every statement ``repeats`` times, in turn.
+def measure(repeats: int) -> list[list[float]]:
+    """Time timm alone and with timm_linop, in turn.
 
     Args:
         repeats: Counted rounds.
 
     Returns:
-        Name to seconds, one a round.
+        One row a round, as `COLUMNS` name it.
     """
-    times: dict[str, list[float]] = {name: [] for name in STATEMENTS}
-    for turn in range(repeats + 1):
-        for name, statement in STATEMENTS.items():
-            taken = seconds(statement)
-            if turn:
-                times[name].append(taken)
-    return times
+    rows = []
+    for _ in range(repeats + 1):
+        alone, _nothing = seconds("")
+        both, second = seconds("import timm_linop")
+        rows.append([*alone, *both, *second])
+    return rows[1:]
 
 
-def write(times: dict[str, list[float]], path: Path) -> None:
+def write(rows: list[list[float]], path: Path) -> None:
     """Write one line a round."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["round", *(f"{name}_s" for name in times)])
-        for i, row in enumerate(zip(*times.values(), strict=True), start=1):
-            writer.writerow([i, *(f"{value:.4f}" for value in row)])
+        writer.writerow(["round", *COLUMNS])
+        writer.writerows([i, *(f"{v:.4f}" for v in row)] for i, row in enumerate(rows, start=1))
 
 
 def main() -> None:
@@ -72,20 +84,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/import_time.csv"))
     args = parser.parse_args()
-    times = measure(args.repeats)
-    write(times, args.output)
-    middle = {name: median(values) for name, values in times.items()}
-    for name, statement in STATEMENTS.items():
-        low, high = min(times[name]), max(times[name])
-        print(f"{statement:<24} median {middle[name]:.3f} s  ({low:.3f} to {high:.3f})")
-    more, ratio = middle["timm_linop"] - middle["timm"], middle["timm_linop"] / middle["timm"]
-    pairs = [b - a for a, b in zip(*times.values(), strict=True)]
-    print(f"difference of the medians {more:.3f} s, ratio {ratio:.3f}")
-    print(f"median of the rounds' differences {median(pairs):.3f} s")
+    rows = measure(args.repeats)
+    write(rows, args.output)
+    middle = dict(zip(COLUMNS, map(median, zip(*rows, strict=True)), strict=True))
+    print(f"{'medians, in seconds':<26}{'wall':>8}{'CPU':>8}")
+    shown = {
+        "import timm": "timm",
+        "import timm, timm_linop": "both",
+        "the second by itself": "second",
+    }
+    for label, name in shown.items():
+        print(f"{label:<26}" + "".join(f"{middle[f'{name}_{c}_s']:>8.3f}" for c in CLOCKS))
+    pairs = [(middle[f"timm_{c}_s"], middle[f"both_{c}_s"]) for c in CLOCKS]
+    print(f"{'difference':<26}" + "".join(f"{both - alone:>8.3f}" for alone, both in pairs))
+    print(f"{'ratio':<26}" + "".join(f"{both / alone:>8.3f}" for alone, both in pairs))
     packages = ", ".join(f"{name} {version(name)}" for name in ("timm", "torch", "timm-linop"))
-    print(
-        f"{args.repeats} rounds, {THREADS} thread, Python {platform.python_version()}, {packages}"
-    )
+    load = f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    print(f"{args.repeats} rounds, {THREADS} thread, {load}, Python {platform.python_version()}")
+    print(packages)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,9 @@ import timm_linop  # noqa: F401  (registers the twins)
 from timm_linop.chain import chain_of
 from timm_linop.structure import Structure
 
-from . import twins
+from . import known, twins
 
-SCRIPTING = pytest.mark.xfail(
-    raises=RuntimeError,
-    strict=True,
-    reason="torch.jit.script takes no parametrized module; contract(model) first",
-)
+LIST_MODELS = timm.list_models
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "timeout: timm's limit of seconds; not enforced here")
     torch.set_num_threads(1)
     twins.register()
-    timm.list_models = _twins_of(timm.list_models)
+    timm.list_models = _twins_of(LIST_MODELS)
     # Published weights, whose logits are on the Hub: they say nothing of twins.
     timm.list_pretrained = lambda *args, **kwargs: []
 
@@ -65,15 +61,16 @@ def _twins_of(list_models: Callable[..., list[str]]) -> Callable[..., list[str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what an expanded model cannot do; strictly, so that we learn when it can.
+    """Mark what is known to fail, and let timm's tests build the models they name as twins.
 
-    And give the module of timm's tests another ``create_model``: timm's own stays as it is.
+    Only the module of the tests is changed: what it lists is collected by now.
     """
     for module in {item.module for item in items if isinstance(item, pytest.Function)}:
         module.create_model = _through_twins(module.create_model)
+        module.list_models = timm.list_models = LIST_MODELS
     for item in items:
-        if _of_wide_twin(item) and "torchscript" in item.name:
-            item.add_marker(SCRIPTING)
+        if why := known.reason_of(item.name, _of_wide_twin(item)):
+            item.add_marker(pytest.mark.xfail(reason=why, strict=True))
 
 
 @pytest.fixture(autouse=True)

@@ -36,6 +36,11 @@ BASES = (
     "ese_vovnet19b_dw",
     "repvit_m0_9",
     "inception_next_atto",
+    "test_nfnet",
+    "test_mambaout",
+    "edgenext_xx_small",
+    "mixer_s32_224",
+    "levit_128s",
 )
 RATES = {"slim": 0, "wide": 2}
 
