@@ -139,6 +139,7 @@ def prune_and_save(name: str, scratch: Path) -> dict[str, Any]:
 
     model = timm.create_model(name, num_classes=CLASSES).eval()
     image = _image(model)
+    _calibrate(model, image)
     slim = timm_linop.prune(model, image, ratio=RATIO)
     timm_linop.save(slim, scratch / "slim")
     torch.save((image, _logits(slim, image)), scratch / "logits.pth")
@@ -187,6 +188,19 @@ def _image(model: Any) -> Any:
         except (RuntimeError, AssertionError, ValueError):
             pass  # it takes its own size only, without saying so
     return images
+
+
+def _calibrate(model: Any, image: Any) -> None:
+    """Let the norms see one batch, as random weights without it end in numbers beyond float32."""
+    import torch
+
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._NormBase)]
+    for norm in norms:
+        norm.train()
+        norm.momentum = None
+    with torch.no_grad():
+        model(image)
+    model.eval()
 
 
 def _logits(model: Any, image: Any) -> Any:

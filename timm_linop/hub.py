@@ -85,7 +85,7 @@ def save(
             slim,
             str(draft),
             model_config={"label_names": list(class_names)} if class_names else None,
-            model_args={"pruned": structure.to_dict(), "rate": 0, "probe": prove(model)},
+            model_args={"pruned": structure.to_dict(), "rate": 0, **prove(model)},
             safe_serialization=True,
             data_config=data_config,
         )

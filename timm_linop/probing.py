@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from .errors import StructureError
 from .rules import Rule
@@ -66,43 +67,79 @@ def settle_by_running(model: Any, rules: Rules) -> None:
         >>> model.num_features
         96
     """
+    size, training = _image_size(model), model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            try:
+                widths = _run(_on_meta(model), model, rules, size)
+            except Exception:  # it computes with its tensors, or the shapes do not fit
+                widths = _run(model, model, rules, size)
+    except Exception as error:  # each family fails in its own way on shapes that do not fit
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StructureError(
+            f"the slim {type(model).__name__} cannot run on one {'x'.join(map(str, size))} image: "
+            f"its shapes contradict each other ({reason}); prune it again."
+        ) from error
+    finally:
+        model.train(training)
+    for info in _feature_info(model):
+        info["num_chs"] = widths.given.get(info.get("module", ""), info["num_chs"])
+    _set_widths(model, widths)
+
+
+@dataclass
+class _Widths:
+    """Channels that an image was seen with on its way."""
+
+    fed: dict[str, int] = field(default_factory=dict)
+    given: dict[str, int] = field(default_factory=dict)
+    features: int | None = None
+    hidden: int | None = None
+
+
+def _run(runner: Any, model: nn.Module, rules: Rules, size: tuple[int, ...]) -> _Widths:
+    """Run one image through a model or its copy, setting attributes on both."""
     channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
-    infos = getattr(model, "feature_info", [])
-    infos = getattr(infos, "info", infos)
-    fed: dict[str, int] = {}
-    given: dict[str, int] = {}
+    widths = _Widths()
 
     def note(name: str) -> Any:
         def hook(_module: nn.Module, inputs: Any, output: Any) -> None:
-            _note_width(fed, name, inputs, channels_last)
-            _note_width(given, name, output, channels_last)
+            _note_width(widths.fed, name, inputs, channels_last)
+            _note_width(widths.given, name, output, channels_last)
 
         return hook
 
-    modules = dict(model.named_modules())
+    modules = dict(runner.named_modules())
     with ExitStack() as hooks:
-        for name in rules:
-            hooks.enter_context(modules[name].register_forward_pre_hook(_setter(rules[name])))
-        for name in {info.get("module") for info in infos} | {"head"}:
-            if name in modules:
-                hooks.enter_context(modules[name].register_forward_hook(note(name)))
-        features, hidden = _probe(model)
-    for name in rules:
-        _fit_filter(modules[name])  # the probe may have run on other tensors than the model's own
-    for info in infos:
-        info["num_chs"] = given.get(info.get("module", ""), info["num_chs"])
-    _note_width(given, "features", features, channels_last)
+        for name, own in rules.items():
+            setter = _setter(own, model.get_submodule(name))
+            hooks.enter_context(modules[name].register_forward_pre_hook(setter))
+        told_of = {str(info.get("module")) for info in _feature_info(model)} | {"head"}
+        for name in told_of & modules.keys():
+            hooks.enter_context(modules[name].register_forward_hook(note(name)))
+        features, hidden = _features_and_hidden(runner, size)
+    seen: dict[str, int] = {}
+    _note_width(seen, "features", features, channels_last)
+    widths.features = seen.get("features")
     if isinstance(hidden, Tensor) and hidden.ndim == 2:
-        given["hidden"] = hidden.shape[1]
-    _set_widths(model, given.get("features"), given.get("hidden"), fed.get("head"))
+        widths.hidden = hidden.shape[1]
+    return widths
 
 
-def _setter(rules: Mapping[str, Rule]) -> Callable[[nn.Module, Any], None]:
-    """A hook that sets a module's attributes just before it runs."""
+def _feature_info(model: Any) -> list[dict[str, Any]]:
+    infos = getattr(model, "feature_info", [])
+    return getattr(infos, "info", infos)
+
+
+def _setter(rules: Mapping[str, Rule], original: nn.Module) -> Callable[[nn.Module, Any], None]:
+    """A hook that sets the attributes of a module, and of the one it copies, before it runs."""
 
     def set_attributes(module: nn.Module, inputs: Any) -> None:
         for attribute, rule in rules.items():
-            set_attribute(module, attribute, rule(module, inputs[0]))
+            value = rule(module, inputs[0])
+            set_attribute(module, attribute, value)
+            set_attribute(original, attribute, value)
 
     return set_attributes
 
@@ -136,16 +173,16 @@ def _note_width(widths: dict[str, int], name: str, value: Any, channels_last: bo
         widths[name] = value.shape[-1 if value.ndim != 4 or channels_last else 1]
 
 
-def _set_widths(model: Any, features: int | None, hidden: int | None, fed: int | None) -> None:
+def _set_widths(model: Any, widths: _Widths) -> None:
     """Correct every count that timm's ``reset_classifier`` and heads remember."""
     if getattr(model, "embed_dim", None) == getattr(model, "num_features", None):
-        _set_counts(model, ("embed_dim",), features)  # of a network of one width
-    _set_counts(model, ("num_features",), features)
-    _set_counts(model, ("head_hidden_size",), hidden)
+        _set_counts(model, ("embed_dim",), widths.features)  # of a network of one width
+    _set_counts(model, ("num_features",), widths.features)
+    _set_counts(model, ("head_hidden_size",), widths.hidden)
     head = getattr(model, "head", None)
     if hasattr(head, "reset"):  # one of timm's heads
-        _set_counts(head, ("in_features",), fed)
-        _set_counts(head, ("num_features", "hidden_size"), hidden)
+        _set_counts(head, ("in_features",), widths.fed.get("head"))
+        _set_counts(head, ("num_features", "hidden_size"), widths.hidden)
 
 
 def _set_counts(module: Any, names: tuple[str, ...], width: int | None) -> None:
@@ -154,8 +191,7 @@ def _set_counts(module: Any, names: tuple[str, ...], width: int | None) -> None:
             setattr(module, name, width)
 
 
-def _probe(model: Any) -> tuple[Any, Any]:
-    """Run one image through, on the meta device where the architecture allows it."""
+def _image_size(model: Any) -> tuple[int, ...]:
     size = tuple(get_model_input_config(model)["input_size"])
     if len(size) != 3 or not all(isinstance(s, int) and s > 0 for s in size):
         raise StructureError(f"input_size={size} is no (channels, height, width); save it again.")
@@ -164,40 +200,22 @@ def _probe(model: Any) -> tuple[Any, Any]:
             f"input_size={size} is over the {_MAX_PROBE:,} numbers that an image may have; save "
             "the model again, with the size it was trained at."
         )
-    training, weight = model.training, next(model.parameters())
-    model.eval()
-    try:
-        with torch.no_grad():
-            try:
-                image = torch.empty(1, *size, device="meta", dtype=weight.dtype)
-                return functional_call(_Heads(model), _on_meta(model), image)
-            except Exception:  # it computes with its tensors, or the shapes do not fit
-                return _Heads(model)(weight.new_zeros(1, *size))
-    except Exception as error:  # each family fails in its own way on shapes that do not fit
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StructureError(
-            f"the slim {type(model).__name__} cannot run on one {'x'.join(map(str, size))} image: "
-            f"its shapes contradict each other ({reason}); prune it again."
-        ) from error
-    finally:
-        model.train(training)
+    return size
 
 
-def _on_meta(model: nn.Module) -> dict[str, Tensor]:
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return {f"model.{name}": tensor.detach().to("meta") for name, tensor in tensors}
+def _on_meta(model: nn.Module) -> nn.Module:
+    """Copy a model without copying its numbers; what is shared in it stays shared."""
+    tensors = [*model.parameters(), *model.buffers()]
+    memo = {id(t): t.detach().to("meta").requires_grad_(t.requires_grad) for t in tensors}
+    memo |= {id(p): nn.Parameter(memo[id(p)], p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo)
 
 
-class _Heads(nn.Module):
-    """The features, and what the classifier reads, of one forward."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model: Any = model
-
-    def forward(self, x: Tensor) -> tuple[Any, Any]:
-        if not hasattr(self.model, "forward_head"):
-            return self.model(x), None
-        features = self.model.forward_features(x)
-        self.model.forward_head(features)  # the classifier must fit, too
-        return features, self.model.forward_head(features, pre_logits=True)
+def _features_and_hidden(model: Any, size: tuple[int, ...]) -> tuple[Any, Any]:
+    """The features, and what the classifier reads, of one image."""
+    image = next(model.parameters()).new_zeros(1, *size)
+    if not hasattr(model, "forward_head"):
+        return model(image), None
+    features = model.forward_features(image)
+    model.forward_head(features)  # the classifier must fit, too
+    return features, model.forward_head(features, pre_logits=True)

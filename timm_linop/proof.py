@@ -31,16 +31,19 @@ def prove(model: nn.Module) -> dict[str, Any]:
         model: A slim timm model, with its weights.
 
     Returns:
-        JSON-ready: ``seed``, ``input_size`` (channels, height, width), the first ``logits``.
+        JSON-ready: ``probe`` with ``seed``, ``input_size`` (channels, height, width) and the first
+        ``logits``; empty if they are not finite, which proves nothing.
 
     Example:
         >>> import timm
-        >>> sorted(prove(timm.create_model("test_resnet", num_classes=3)))
+        >>> sorted(prove(timm.create_model("test_resnet", num_classes=3))["probe"])
         ['input_size', 'logits', 'seed']
     """
     size = [int(n) for n in get_model_input_config(model)["input_size"]]
     logits = _logits(copy.deepcopy(model).cpu().float(), 0, size)
-    return {"seed": 0, "input_size": size, "logits": logits.tolist()}
+    if not logits.isfinite().all():
+        return {}
+    return {"probe": {"seed": 0, "input_size": size, "logits": logits.tolist()}}
 
 
 def check(model: nn.Module, proof: Any, name: str) -> None:
@@ -57,7 +60,7 @@ def check(model: nn.Module, proof: Any, name: str) -> None:
     Example:
         >>> import timm
         >>> model = timm.create_model("test_resnet", num_classes=3)
-        >>> check(model, prove(model), "test_resnet")
+        >>> check(model, prove(model)["probe"], "test_resnet")
     """
     seed, size, expected = _read(proof)
     got = _logits(model, seed, size)

@@ -103,3 +103,5 @@ def _settle(module: Any, depthwise: bool) -> None:
         module.num_parameters = module.weight.shape[0]
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(getattr(module, "q_bias", None), Tensor) and "k_bias" in module._buffers:
+        module.k_bias = module.k_bias[: len(module.q_bias)]  # zeros that no state dict holds

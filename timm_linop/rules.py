@@ -74,7 +74,7 @@ def rest_of(layer: str) -> Rule:
 
 def shvit_keys(module: Any, _: Tensor) -> int:
     """Queries and keys share what the values leave of the fused layer."""
-    layer = module.qkv.conv
+    layer = module.qkv.c
     return (layer.out_channels - layer.in_channels) // 2
 
 

@@ -74,7 +74,7 @@ ATTRIBUTES: dict[str, dict[str, Rule | None]] = {
     "tnt.Attention": attention(rows("qk", 2)),
     "gcvit.WindowAttentionGlobal": attention(columns("proj")),
     "mobilevit.LinearSelfAttention": {"embed_dim": columns("out_proj")},
-    "shvit.SHSA": {"dim": channels, "pdim": columns("qkv.conv"), "qk_dim": rules.shvit_keys},
+    "shvit.SHSA": {"dim": channels, "pdim": columns("qkv.c"), "qk_dim": rules.shvit_keys},
     # --- where a tensor is split: the sizes of the parts
     "coat.ConvRelPosEnc": {"channel_splits": rules.outputs_of_each("conv_list")},
     "cspnet.CrossStage": {"expand_chs": rows("conv_exp.conv")},

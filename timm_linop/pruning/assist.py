@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -31,6 +31,18 @@ _NO_CHANNELS: dict[str, tuple[str, ...]] = {
     "WindowAttention": ("cpb_mlp",),
     "WindowMultiHeadAttention": ("meta_mlp",),
 }
+
+# Bare parameters that hold a number for each head and place, not for each channel, by name.
+_BY_PLACE = (
+    "attention_biases",
+    "height_rel",
+    "logit_scale",
+    "rel_pos_h",
+    "rel_pos_w",
+    "relative_position_bias_table",
+    "temperature",
+    "width_rel",
+)
 
 
 def equal_parts(model: nn.Module) -> dict[nn.Module, int]:
@@ -86,11 +98,38 @@ def without_channels(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+def parameters_without_channels(model: nn.Module) -> list[nn.Parameter]:
+    """List the bare parameters that lose nothing when channels go: biases by place, temperatures.
+
+    Example:
+        >>> import timm
+        >>> len(parameters_without_channels(timm.create_model("levit_128s")))
+        11
+    """
+    named = model.named_parameters()
+    return [parameter for name, parameter in named if name.rpartition(".")[2] in _BY_PLACE]
+
+
 def add_missing_biases(model: nn.Module) -> None:
     """Give norms without a bias one of zeros, which torch-pruning takes for granted."""
     for module in model.modules():
         if isinstance(module, nn.GroupNorm) and module.bias is None and module.weight is not None:
             module.bias = nn.Parameter(torch.zeros_like(module.weight))
+
+
+def call_fused_layers(model: nn.Module) -> None:
+    """Let an attention call its ``qkv`` layer where it would only read the weight (BEiT, EVA).
+
+    Those have a bias for queries and one for values; here the layer gets both, so that the graph
+    sees a layer.
+    """
+    for module in model.modules():
+        biases = [getattr(module, f"{part}_bias", None) for part in "qkv"]
+        parts = [bias for bias in biases if isinstance(bias, Tensor)]
+        layer = getattr(module, "qkv", None)
+        if isinstance(layer, nn.Linear) and len(parts) == 3:
+            layer.bias = nn.Parameter(torch.cat(parts).detach())
+            module._parameters["q_bias"] = module._parameters["v_bias"] = None
 
 
 def outputs_to_keep(model: nn.Module) -> list[nn.Module]:

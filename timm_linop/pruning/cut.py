@@ -75,7 +75,12 @@ def cut_tensors(model: nn.Module, kept: Kept) -> dict[str, Tensor]:
     return state
 
 
-def read_cuts(graph: ChannelGraph, model: Any, groups: Iterable[tp.dependency.Group]) -> list[Cut]:
+def read_cuts(
+    graph: ChannelGraph,
+    model: Any,
+    groups: Iterable[tp.dependency.Group],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> list[Cut]:
     """Let torch-pruning remove each group alone, and see which numbers are left.
 
     Every number of the model is replaced by its own position first, so what is left tells where it
@@ -85,11 +90,11 @@ def read_cuts(graph: ChannelGraph, model: Any, groups: Iterable[tp.dependency.Gr
         graph: Built on ``model``.
         model: A copy in float64, to be spoilt.
         groups: Channels to remove.
+        shapes: Those of the tensors that count; the copy may have others, for the graph's sake.
 
     Returns:
         One cut for each group that could be removed.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model)}
     with torch.no_grad():
         for _, tensor in tensors_of(model):
             tensor.data = torch.arange(tensor.numel(), dtype=torch.float64).view(tensor.shape)
@@ -112,7 +117,7 @@ def read_cuts(graph: ChannelGraph, model: Any, groups: Iterable[tp.dependency.Gr
             except Exception:  # it asserts, divides, indexes: nothing of the group can be trusted
                 continue
         for layer in layers:
-            removed |= _gain_goes_along(modules[layer], layer, removed)
+            removed |= _go_along(modules[layer], removed, shapes)
         if removed:
             cuts.append(Cut(modules.get(group[0].dep.target.module, names[0]), removed))
     return cuts
@@ -149,14 +154,22 @@ def _removed(name: str, left: Tensor, shape: tuple[int, ...]) -> dict[Axis, froz
     return removed
 
 
-def _gain_goes_along(
-    name: str, layer: nn.Module, removed: Mapping[Axis, frozenset[int]]
+def _go_along(
+    layer: str, removed: Mapping[Axis, frozenset[int]], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[Axis, frozenset[int]]:
-    """A weight-standardised convolution has a gain for each output; torch-pruning leaves it."""
-    outputs = removed.get((_join(name, "weight"), 0))
-    if outputs and isinstance(getattr(layer, "gain", None), nn.Parameter):
-        return {(_join(name, "gain"), 0): outputs}
-    return {}
+    """What loses the same outputs beside a layer's weight, unknown to torch-pruning.
+
+    The gain of a weight-standardised convolution; the biases of queries and values that stand
+    outside of a fused ``qkv`` layer.
+    """
+    outputs = removed.get((_join(layer, "weight"), 0), frozenset())
+    along = {_join(layer, "gain"): outputs}
+    if layer.endswith(".qkv"):
+        attention = layer.removesuffix("qkv")
+        third = shapes[f"{layer}.weight"][0] // 3
+        along[f"{attention}q_bias"] = frozenset(i for i in outputs if i < third)
+        along[f"{attention}v_bias"] = frozenset(i - 2 * third for i in outputs if i >= 2 * third)
+    return {(name, 0): gone for name, gone in along.items() if name in shapes and gone}
 
 
 @contextmanager

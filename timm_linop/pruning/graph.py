@@ -61,6 +61,7 @@ class ChannelGraph(tp.DependencyGraph):
         for node in nodes.values():
             if node.type == ops.OPTYPE.EXPAND or _keeps_channels(node):
                 node.type = ops.OPTYPE.ELEMENTWISE
+            node.enable_index_mapping = True  # which axis is cut is known, tokens or channels
             if node.grad_fn is not None:
                 node.grad_fn = _Saved(node.grad_fn, self.channels_last)
             for edges in ("inputs", "outputs", "dependencies"):

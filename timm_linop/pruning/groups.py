@@ -12,11 +12,14 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.dependency import Dependency, Group
 
+from ..architecture import tensors_of
 from .assist import (
     LAYERS,
     add_missing_biases,
+    call_fused_layers,
     equal_parts,
     outputs_to_keep,
+    parameters_without_channels,
     without_channels,
 )
 from .cut import Cut, read_cuts
@@ -45,10 +48,14 @@ def propose(
     Returns:
         One cut a group, none of them made.
     """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model)}
     add_missing_biases(model)
+    call_fused_layers(model)
     graph = ChannelGraph(channels_last=getattr(model, "output_fmt", "NCHW") == "NHWC")
     graph.IGNORED_LAYERS_IN_TRACING.extend(without_channels(model))
-    graph.build_dependency(model, example, verbose=False)
+    by_place = parameters_without_channels(model)
+    graph.clock.allow(10 * _PATIENCE)
+    graph.build_dependency(model, example, ignored_params=by_place, verbose=False)
     parts = equal_parts(model)
     chosen = []
     for group in _groups(graph, outputs_to_keep(model)):
@@ -61,7 +68,7 @@ def propose(
                 continue
         if least is not None and graph.check_pruning_group(least):
             chosen.append(least)
-    return read_cuts(graph, model, chosen)
+    return read_cuts(graph, model, chosen, shapes)
 
 
 def _groups(graph: ChannelGraph, keep: list[nn.Module]) -> Iterator[Group]:
