@@ -10,6 +10,7 @@ from torch import nn
 from . import wire
 from .architecture import tensors_of
 from .errors import StructureError, close_names
+from .rules import Rule
 
 # Attributes by class, with the file it stands in.
 Table = Mapping[str, Mapping[str, Any]]
@@ -123,3 +124,52 @@ def table_row(module: nn.Module, table: Table) -> dict[str, Any]:
     for cls in type(module).__mro__:
         row |= table.get(f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}", {})
     return {attribute: entry for attribute, entry in row.items() if hasattr(module, attribute)}
+
+
+def rules_of(
+    model: nn.Module, told: Mapping[str, Mapping[str, Any]], table: Table
+) -> dict[str, dict[str, Rule]]:
+    """Collect the rules of each module, but for the attributes that a structure tells itself.
+
+    Args:
+        model: A timm model.
+        told: Module name to attributes that are known.
+        table: Attributes by class.
+
+    Returns:
+        Module name to attribute to rule.
+    """
+    found: dict[str, dict[str, Rule]] = {}
+    for name, module in model.named_modules():
+        for attribute, rule in table_row(module, table).items():
+            if rule is not None and attribute not in told.get(name, {}):
+                found.setdefault(name, {})[attribute] = rule
+    return found
+
+
+def differing(
+    model: nn.Module, other: nn.Module, table: Table, *, ruled: bool
+) -> dict[str, dict[str, Any]]:
+    """Collect what the model has and the other has not, of the attributes with a rule or without.
+
+    Layers that only one of them has are passed over: a user may add some without weights.
+
+    Args:
+        model: A slim model.
+        other: Its rebuild.
+        table: Attributes by class.
+        ruled: Whether to look at those that follow a rule, or at those that do not.
+
+    Returns:
+        Module name to attribute to JSON-ready value.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    others = dict(other.named_modules())
+    for name, module in model.named_modules():
+        theirs = table_row(others.get(name, nn.Identity()), table)
+        for attribute, rule in table_row(module, table).items():
+            value = wire.plain(getattr(module, attribute))
+            known = attribute in theirs and value is not None and (rule is not None) == ruled
+            if known and value != wire.plain(getattr(others[name], attribute)):
+                found.setdefault(name, {})[attribute] = value
+    return found

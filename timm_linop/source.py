@@ -23,7 +23,7 @@ from .checkpoint import (
 )
 from .errors import CheckpointError, HubError, LinOPError, StructureError
 from .expand import is_expanded
-from .structure import Structure
+from .structure import Structure, without_zeros
 
 __all__ = [
     "CONFIG",
@@ -110,8 +110,9 @@ def _from_module(model: nn.Module) -> Source:
         )
     base = base_of(model)
     cfg = {k: v for k, v in model.pretrained_cfg.items() if k not in _LOCATION}  # type: ignore
-    weights = model.state_dict()
-    structure = Structure.of(model, base)
+    slim = without_zeros(model)
+    weights = slim.state_dict()
+    structure = Structure.of(slim, base)
     return Source(structure, weights, model_args_of(model) | args_told_by(weights, base), cfg)
 
 

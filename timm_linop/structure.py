@@ -15,16 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import rules, wire
-from .architecture import (
-    base_of,
-    dense_model,
-    free_axes,
-    model_args_of,
-    tensors_of,
-    whole_model,
-)
-from .limits import check_names, check_slimmer, table_row
-from .probing import Rules, settle
+from .architecture import base_of, dense_model, free_axes, model_args_of, tensors_of, whole_model
+from .limits import check_names, check_slimmer, differing, rules_of
+from .probing import settle
 from .rebuild import resize
 from .rules import Rule, attention, channels, columns, rows
 
@@ -130,7 +123,8 @@ class Structure:
         """Read the structure of a slim model.
 
         Args:
-            model: A pruned (or dense) timm model, not expanded.
+            model: A pruned (or dense) timm model, not expanded. Channels that are zero wherever
+                they come from, or masked by `torch.nn.utils.prune`, count as removed.
             base: Its architecture's timm name; None reads it from ``model.pretrained_cfg``.
 
         Returns:
@@ -141,13 +135,14 @@ class Structure:
         """
         base = base or base_of(model)
         args = model_args_of(model)
+        model = without_zeros(model)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model)}
         structure = cls._from_shapes(base, shapes, args)
         cut = dense_model(base, **args)
         resize(cut, structure.shapes, {})
-        told = _differing_attributes(model, cut, ruled=False)
+        told = differing(model, cut, ATTRIBUTES, ruled=False)
         rebuilt = cls(base, structure.shapes, told).build(dense_model(base, **args))
-        for name, values in _differing_attributes(model, rebuilt, ruled=True).items():
+        for name, values in differing(model, rebuilt, ATTRIBUTES, ruled=True).items():
             told[name] = {**told.get(name, {}), **values}
         return cls(base, structure.shapes, told)
 
@@ -212,7 +207,7 @@ class Structure:
         _check(structure, model)
         resize(model, structure.shapes, structure.attributes)
         classifier = {name for name, axis in free_axes(model).items() if axis == 0}
-        follow = _rules(model, structure.attributes)
+        follow = rules_of(model, structure.attributes, ATTRIBUTES)
         settle(model, follow, new_classifier=not classifier & set(structure.shapes))
         return model
 
@@ -221,13 +216,10 @@ class Structure:
 
         Args:
             model: A model as it was built.
-            shapes: Tensor name to smaller shape.
-
-        Raises:
-            StructureError: If the shapes contradict each other.
+            shapes: Tensor name to smaller shape; StructureError if they contradict each other.
         """
         resize(model, shapes, {})
-        settle(model, _rules(model, {}), new_classifier=False)
+        settle(model, rules_of(model, {}, ATTRIBUTES), new_classifier=False)
 
     def _for(self, model: nn.Module) -> Structure:
         """The part of it that a model built without head or last layers has."""
@@ -278,34 +270,25 @@ class Structure:
         return cls(*wire.read(data, VERSION, _SETTABLE))
 
 
+def without_zeros(model: nn.Module) -> nn.Module:
+    """Remove the zero and masked channels of a timm model, see `timm_linop.channels.zeros`.
+
+    Args:
+        model: It is left as it is.
+
+    Returns:
+        A slim copy; the model itself where it has none.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("test_resnet")
+        >>> without_zeros(model) is model
+        True
+    """
+    from .channels.zeros import without_zero_channels  # brings torch-pruning
+
+    return without_zero_channels(model, Structure("").narrow)
+
+
 def _check(structure: Structure, dense: nn.Module) -> None:
     check_slimmer(structure.base, dense, structure.shapes, structure.attributes, ATTRIBUTES)
-
-
-def _rules(model: nn.Module, told: Mapping[str, Mapping[str, Any]]) -> Rules:
-    """The rules of each module, but for what the structure tells itself."""
-    found: dict[str, dict[str, Rule]] = {}
-    for name, module in model.named_modules():
-        for attribute, rule in table_row(module, ATTRIBUTES).items():
-            if rule is not None and attribute not in told.get(name, {}):
-                found.setdefault(name, {})[attribute] = rule
-    return found
-
-
-def _differing_attributes(
-    model: nn.Module, other: nn.Module, *, ruled: bool
-) -> dict[str, dict[str, Any]]:
-    """What the model has and the other has not, of the attributes with a rule or of those without.
-
-    Layers that only one of them has are passed over: a user may add some without weights.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    others = dict(other.named_modules())
-    for name, module in model.named_modules():
-        theirs = table_row(others.get(name, nn.Identity()), ATTRIBUTES)
-        for attribute, rule in table_row(module, ATTRIBUTES).items():
-            value = wire.plain(getattr(module, attribute))
-            known = attribute in theirs and value is not None and (rule is not None) == ruled
-            if known and value != wire.plain(getattr(others[name], attribute)):
-                found.setdefault(name, {})[attribute] = value
-    return found

@@ -14,15 +14,15 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ..architecture import base_of, model_args_of
+from ..channels.cut import Cut, cut_tensors, kept_by
+from ..channels.groups import describe
+from ..channels.masked import MaskCheck, first_tensor
+from ..channels.units import passing
 from ..errors import LinOPError, PruningError
 from ..expand import is_expanded
 from ..registry import build
 from ..structure import Structure
-from .cut import Cut, cut_tensors, kept_by
-from .groups import describe
 from .magnitude import cuts_by_magnitude
-from .masked import MaskCheck, first_tensor
-from .units import passing
 
 __all__ = ["PruningReport", "last_report", "prune"]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from .cut import Cut
-from .groups import propose
+from ..channels.cut import Cut
+from ..channels.groups import least, propose
 
 
 def cuts_by_magnitude(
@@ -26,4 +28,5 @@ def cuts_by_magnitude(
     Returns:
         One cut a group.
     """
-    return propose(model, example, tp.importance.GroupMagnitudeImportance(p=2), ratio, round_to)
+    choose = partial(least, ratio=ratio, round_to=round_to)
+    return propose(model, example, tp.importance.GroupMagnitudeImportance(p=2), choose)

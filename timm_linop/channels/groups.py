@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -29,21 +29,21 @@ from .graph import ChannelGraph
 _PATIENCE = 5.0
 
 
+# Scores of a group's channels, and the number of equally wide parts they lie in, to the positions
+# that are to go.
+Choice = Callable[[Tensor, int], list[int]]
+
+
 def propose(
-    model: nn.Module,
-    example: Tensor,
-    importance: tp.importance.Importance,
-    ratio: float,
-    round_to: int | None,
+    model: nn.Module, example: Tensor, importance: tp.importance.Importance, choose: Choice
 ) -> list[Cut]:
-    """Find the coupled groups of a model, and the least important channels of each.
+    """Find the coupled groups of a model, and the channels of each that are to go.
 
     Args:
         model: A dense timm model in eval mode, in float64; it is spoilt.
         example: One batch of images, ``b x c x h x w``.
         importance: torch-pruning's score of a group's channels.
-        ratio: Fraction of each group's channels to remove.
-        round_to: Keep a multiple of this many channels; None keeps any number.
+        choose: Takes the scores apart, see `least`.
 
     Returns:
         One cut a group, none of them made.
@@ -63,11 +63,11 @@ def propose(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                least = _least_important(graph, group, parts, importance, ratio, round_to)
+                part = _part_to_go(graph, group, parts, importance, choose)
             except (TimeoutError, IndexError, AssertionError):  # a graph it could not follow
                 continue
-        if least is not None and graph.check_pruning_group(least):
-            chosen.append(least)
+        if part is not None and graph.check_pruning_group(part):
+            chosen.append(part)
     return read_cuts(graph, model, chosen, shapes)
 
 
@@ -100,13 +100,12 @@ def _width(graph: ChannelGraph, dep: Dependency) -> int:
     return graph.get_out_channels(layer) if _is_output(graph, dep) else graph.get_in_channels(layer)
 
 
-def _least_important(
+def _part_to_go(
     graph: ChannelGraph,
     group: Group,
     parts: dict[nn.Module, int],
     importance: tp.importance.Importance,
-    ratio: float,
-    round_to: int | None,
+    choose: Choice,
 ) -> Group | None:
     """The part of a group that is to go; None where nothing is."""
     group = _seen_from_attention(graph, group, parts)
@@ -117,7 +116,7 @@ def _least_important(
     number = math.lcm(*(parts.get(m, 1) for m in members if isinstance(m, nn.Module)))
     if scores is None or len(scores) != width or width % number:
         return None
-    positions = least(scores, number, ratio, round_to)
+    positions = choose(scores, number)
     return (
         graph.get_pruning_group(root.target.module, root.handler, positions) if positions else None
     )
