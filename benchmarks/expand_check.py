@@ -14,11 +14,11 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
 from benchmarks.models import (
+    build,
     lively,
     outputs_of,
     relative_error,
@@ -104,7 +104,7 @@ def exactness_of(name: str, seed: int = 0) -> ExactnessCheck:
         seed: Of the weights, the images and the draw.
     """
     torch.manual_seed(seed)
-    model = lively(timm.create_model(name))
+    model = lively(build(name))
     images = smallest_images(model)
     chosen = _sample(model)
     dense = outputs_of(model.eval(), images)
@@ -138,7 +138,7 @@ def in_double(name: str, size: int, seed: int = 0) -> DoubleCheck:
         seed: As for `exactness_of`.
     """
     torch.manual_seed(seed)
-    model: Any = lively(timm.create_model(name)).double()
+    model: Any = lively(build(name)).double()
     images = torch.randn(2, model.pretrained_cfg["input_size"][0], size, size).double()
     dense = outputs_of(model.eval(), images)
     dense_training, _ = training_step(model, images, seed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -18,6 +19,20 @@ from torch.utils._pytree import tree_leaves
 from timm_linop.chain import chain_of, factors_of
 
 SIZES = (64, 96, 128, 160, 192, 224, 256)
+LARGEST = 512  # attention over two images of 1024 pixels takes more than 20 GB to train
+
+
+def build(name: str) -> nn.Module:
+    """Build a timm model; one of a fixed image size above `LARGEST` is built for that size.
+
+    Args:
+        name: A timm architecture.
+    """
+    model: Any = timm.create_model(name)
+    cfg = model.pretrained_cfg
+    if cfg.get("fixed_input_size") and cfg["input_size"][-1] > LARGEST:
+        model = timm.create_model(name, img_size=LARGEST)
+    return model
 
 
 def lively(model: nn.Module) -> nn.Module:
@@ -53,7 +68,7 @@ def smallest_images(model: nn.Module) -> Tensor:
         model: A timm model.
     """
     cfg: Any = model.pretrained_cfg
-    channels, _, size = cfg["input_size"]
+    channels, size = cfg["input_size"][0], min(cfg["input_size"][-1], LARGEST)
     smaller = [] if cfg.get("fixed_input_size") else [s for s in SIZES if s < size]
     for side in smaller:
         images = torch.randn(2, channels, side, side)

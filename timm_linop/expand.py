@@ -26,9 +26,10 @@ def expand(
 ) -> nn.Module:
     """Replace each layer's weight by an equivalent chain of linear layers, in place.
 
-    The outputs stay what they were (relative error at most 1e-5 in float32, 1e-12 in float64), the
-    modules keep their classes and names; only the trainable parameters change: the chain's factors
-    instead of the weight. Create the optimizer after this call. Source: Qian et al. 2022, Eq. 1-6.
+    The outputs stay what they were (relative error at most 1e-5 in float32, 1e-12 in float64, where
+    the network does not amplify rounding), the modules keep their classes and names; only the
+    trainable parameters change: the chain's factors instead of the weight. Create the optimizer
+    after this call. Source: Qian et al. 2022, Eq. 1-6.
 
     Args:
         model: Any model; convolutions and linear layers are expanded, `audit` tells what is not.
