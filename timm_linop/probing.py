@@ -170,7 +170,17 @@ def _note_width(widths: dict[str, int], name: str, value: Any, channels_last: bo
     if isinstance(value, tuple | list) and value:
         value = value[0]
     if isinstance(value, Tensor) and value.ndim > 1:
-        widths[name] = value.shape[-1 if value.ndim != 4 or channels_last else 1]
+        widths[name] = value.shape[_channel_axis(value, channels_last)]
+
+
+def _channel_axis(x: Tensor, channels_last: bool) -> int:
+    """The square axes are the image's; where all three are equal, the model's format tells."""
+    if x.ndim != 4:
+        return -1
+    _, first, second, third = x.shape
+    if (first == second) != (second == third):
+        return -1 if first == second else 1
+    return -1 if channels_last else 1
 
 
 def _set_widths(model: Any, widths: _Widths) -> None:
@@ -214,8 +224,13 @@ def _on_meta(model: nn.Module) -> nn.Module:
 def _features_and_hidden(model: Any, size: tuple[int, ...]) -> tuple[Any, Any]:
     """The features, and what the classifier reads, of one image."""
     image = next(model.parameters()).new_zeros(1, *size)
+    output = model(image)  # the classifier must fit, too
     if not hasattr(model, "forward_head"):
-        return model(image), None
+        return output, None
     features = model.forward_features(image)
-    model.forward_head(features)  # the classifier must fit, too
-    return features, model.forward_head(features, pre_logits=True)
+    if getattr(model, "aux_logits", False):  # timm's Inception gives those of a second head, too
+        features = features[0]
+    try:
+        return features, model.forward_head(features, pre_logits=True)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return features, None  # an encoder, whose head is not for its features
