@@ -33,6 +33,7 @@ from timm_linop.layers import BARE, Audit, LayerReport
 PARAMETERS_RATE = 3  # parameters_after is counted at the default rate, on the meta device
 CHECK_RATE = 1.5
 WHOLE = 10_000_000  # representatives of more parameters have two layers of each kind expanded
+LARGEST_LAYER = 20_000_000  # no larger one among them: VGG's first 102 million take half an hour
 TOLERANCE = 1e-5
 DOUBLE_TOLERANCE = 1e-7  # a fault of the algebra would be as large in float64 as in float32
 
@@ -185,7 +186,7 @@ def _sample(model: nn.Module) -> list[str]:
     if _numbers(model) <= WHOLE:
         return [row.name for row in rows]
     by_kind = defaultdict(list)
-    for row in rows:
+    for row in (row for row in rows if row.parameters_before <= LARGEST_LAYER):
         owner = type(model.get_submodule(row.name.rpartition(".")[0])).__name__
         by_kind[kind_of(model, row), owner].append(row)
     small = (sorted(group, key=lambda row: row.parameters_before)[:2] for group in by_kind.values())

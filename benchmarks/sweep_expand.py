@@ -247,6 +247,7 @@ def settings() -> dict[str, object]:
         "relative_error": "max|a-b| / max|a|, the larger of expanded and contracted against dense",
         "images": 2,
         "all_layers_expanded_up_to_parameters": expand_check.WHOLE,
+        "of_larger_ones_two_layers_a_kind_up_to_parameters": expand_check.LARGEST_LAYER,
         "measured_in_float64_above": TOLERANCE,
         "tolerance_in_float64": DOUBLE_TOLERANCE,
     }
