@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.prune_summary import summary
+
 ARCHITECTURES = Path(__file__).with_name("prune_architectures.txt")
 RESULTS = Path(__file__).with_name("results") / "sweep_prune.csv"
 RATIO, RATE, SEED, CLASSES = 0.5, 2, 0, 10
@@ -54,7 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="*", help="architectures that match this pattern")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the rows go")
     parser.add_argument("--timeout", type=int, default=600, help="seconds for one architecture")
+    parser.add_argument("--summary", action="store_true", help="print what the rows say")
     args = parser.parse_args(arguments)
+    if args.summary:
+        print(summary(read_rows(args.output)))
+        return 0
     done = {row["architecture"] for row in read_rows(args.output)}
     for name in ARCHITECTURES.read_text().split():
         if name not in done and fnmatch.fnmatch(name, args.only):

@@ -61,6 +61,8 @@ class ChannelGraph(tp.DependencyGraph):
         for node in nodes.values():
             if node.type == ops.OPTYPE.EXPAND or _keeps_channels(node):
                 node.type = ops.OPTYPE.ELEMENTWISE
+            if node.type == ops.OPTYPE.CONCAT:
+                node.module.concat_sizes = _sizes(node)
             node.enable_index_mapping = True  # which axis is cut is known, tokens or channels
             if node.grad_fn is not None:
                 node.grad_fn = _Saved(node.grad_fn, self.channels_last)
@@ -99,6 +101,16 @@ def _edges(node: Node) -> list[tuple[Any, int]]:
     return [(f, i) for f, i in edges if f is not None and leaf not in f.name().lower()]
 
 
+def _sizes(concat: Node) -> list[int] | None:
+    """Channels of each part of a concatenation; None leaves torch-pruning to infer them."""
+    edges = _edges(concat)
+    if len(edges) != len(concat.inputs):
+        return None
+    axis = concat.grad_fn._saved_dim
+    axis = axis if axis < 2**63 else axis - 2**64  # a negative one reads as unsigned
+    return [function._input_metadata[number].shape[axis] for function, number in edges]
+
+
 def _count_outputs(split: Any) -> int:
     return len(split._input_metadata)
 
@@ -130,7 +142,7 @@ class _Saved:
         if unbind:
             return 0  # a fused qkv: the parts lie one after the other in the channels
         axes = len(self.grad_fn._input_metadata[0].shape)
-        axis = axis if axis < axes else axis - 2**64 + axes  # a negative one reads as unsigned
+        axis = axis if axis < 2**63 else axis - 2**64 + axes  # a negative one reads as unsigned
         if "Slice" in self.grad_fn.name() and axes == 3:
             return 0  # tokens, or the columns of an attention map
         return int(axis == self._channel_axis(axes))

@@ -1,0 +1,57 @@
+"""What the prune sweep's CSV says, as Markdown: ``python -m benchmarks.sweep prune --summary``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Row = dict[str, str]
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Count what held, and list what was left whole or refused.
+
+    Args:
+        rows: Those of the CSV.
+
+    Returns:
+        Markdown.
+    """
+    pruned = [row for row in rows if row["parameters_after"]]
+    partial = [row for row in pruned if row["groups_left_whole"] != "0"]
+    refused = [row for row in rows if not row["parameters_after"]]
+    lines = [
+        f"- {len(pruned)} of {len(rows)} architectures are pruned; "
+        f"{len(pruned) - len(partial)} in all of their groups of channels, {len(partial)} with "
+        "some groups left whole.",
+        f"- {_count(pruned, 'reloads_bit_for_bit')} of them reload by name, in a new process, with "
+        "the same logits bit for bit.",
+        f"- {_count(pruned, 'trained_reloads_bit_for_bit')} are expanded, trained a step, "
+        "contracted, saved and reloaded with the same logits bit for bit.",
+        f"- The largest error of the mask check is {_largest(pruned, 'mask_error')} (float64), of "
+        f"the expansion {_largest(pruned, 'expand_error')} (float32).",
+        "",
+        "| left whole in part | groups left whole | parameters that stay |",
+        "|---|---|---|",
+        *(_partial_line(row) for row in partial),
+    ]
+    if refused:
+        lines += ["", "| refused | why |", "|---|---|", *(_refused_line(row) for row in refused)]
+    return "\n".join(lines)
+
+
+def _count(rows: Sequence[Row], column: str) -> int:
+    return sum(row[column] == "True" for row in rows)
+
+
+def _largest(rows: Sequence[Row], column: str) -> str:
+    return max((row[column] for row in rows if row[column]), key=float, default="unknown")
+
+
+def _partial_line(row: Row) -> str:
+    share = int(row["parameters_after"]) / int(row["parameters_before"])
+    groups = f"{row['groups_left_whole']} of {row['groups']}"
+    return f"| {row['architecture']} | {groups} | {share:.0%} |"
+
+
+def _refused_line(row: Row) -> str:
+    return f"| {row['architecture']} | {row['reason'].removeprefix('prune: ')} |"
