@@ -171,7 +171,7 @@ def reload_and_train(name: str, scratch: Path) -> dict[str, Any]:
     wide = timm.create_model(f"linop_{name}", pruned=scratch / "slim", rate=RATE, seed=SEED).eval()
     error = (_logits(wide, image) - expected).abs().max() / expected.abs().max()
     _step(wide, image)
-    trained = timm_linop.contract(wide)
+    trained = timm_linop.contract(wide.train())  # train() empties timm's caches of eval mode
     timm_linop.save(trained, scratch / "trained")
     again = timm.create_model(f"local-dir:{scratch / 'trained'}", pretrained=True).eval()
     return {

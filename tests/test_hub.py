@@ -226,3 +226,20 @@ def test_a_lost_connection_is_told_and_pushing_again_heals(
     assert python(hub, tmp_path / "home", token, code).returncode == 0
     api = HfApi(endpoint=hub.endpoint, token=token)
     assert len(api.list_repo_commits(REPO)) == 2
+
+
+def test_a_module_that_stands_in_two_places(tmp_path: Path) -> None:
+    """Its tensors have two names; safetensors refuses a file in which two names are one tensor."""
+    torch.manual_seed(0)
+    model = timm.create_model("coat_lite_tiny", num_classes=3).eval()
+    folder = timm_linop.save(model, tmp_path / "slim")
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    x = torch.randn(1, 3, 224, 224)
+    assert torch.equal(again(x), model(x))
+
+
+def test_what_an_attention_has_cached_is_no_part_of_it(tmp_path: Path) -> None:
+    model = timm.create_model("levit_128s", num_classes=3).eval()
+    model(torch.randn(1, 3, 224, 224))  # with gradients: the cached biases cannot be copied
+    folder = timm_linop.save(model, tmp_path / "slim")
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_classes == 3

@@ -111,6 +111,18 @@ def dense_model(base: str, **args: Any) -> nn.Module:
         return timm.create_model(base, **args)
 
 
+def forget_caches(model: nn.Module) -> nn.Module:
+    """Empty the caches that some attentions keep in eval mode: stale after training, uncopyable.
+
+    Returns:
+        ``model`` itself.
+    """
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_bias_cache", None), dict):
+            module.attention_bias_cache = {}
+    return model
+
+
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """What a state dict holds, without making one."""
     state = model.state_dict(keep_vars=True)

@@ -22,7 +22,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from timm.models import save_for_hf
 from torch import nn
 
-from .architecture import PREFIX, model_args_of
+from .architecture import PREFIX, forget_caches, model_args_of
 from .card import CardData, render
 from .errors import CheckpointError, ExpansionError, HubError, LinOPError, OutputFolderError
 from .expand import is_expanded
@@ -74,10 +74,11 @@ def save(
     folder = Path(folder)
     _refuse_expanded(model, "saved")
     check_output(folder)
-    structure = Structure.of(model)
+    structure = Structure.of(forget_caches(model))
     slim: Any = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
     slim.pretrained_cfg = {**slim.pretrained_cfg, "architecture": PREFIX + structure.base}
     slim._model_args = model_args_of(model)
+    slim.register_state_dict_post_hook(_each_tensor_for_itself)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         draft = Path(scratch) / "slim"
@@ -100,6 +101,17 @@ def save(
             folder.rmdir()  # empty, as checked
         draft.replace(folder)
     return folder
+
+
+def _each_tensor_for_itself(
+    _module: nn.Module, state: dict[str, Any], _prefix: str, _metadata: Any
+) -> None:
+    """Copy what stands under two names in a state dict, which safetensors would refuse."""
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        if tensor.data_ptr() in seen:
+            state[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
 
 
 def check_output(folder: Path) -> None:

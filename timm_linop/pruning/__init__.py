@@ -13,7 +13,7 @@ import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from ..architecture import base_of, model_args_of
+from ..architecture import base_of, forget_caches, model_args_of
 from ..channels.cut import Cut, cut_tensors, kept_by
 from ..channels.groups import describe
 from ..channels.masked import MaskCheck, first_tensor
@@ -99,7 +99,7 @@ def prune(
         Linear(in_features=48, out_features=10, bias=True)
     """
     base = _check(model, ratio, round_to)
-    structure = Structure.of(model, base)
+    structure = Structure.of(forget_caches(model), base)
     example = _example(model, example)
     try:
         cuts, report = _sound_cuts(model, structure, example, ratio, round_to, time_limit)
