@@ -2,7 +2,7 @@
 
     python -m benchmarks.sweep prune [--only PATTERN]
 
-Each architecture is pruned by half in a process of its own, with random weights (seed 0); what is
+Each architecture is pruned by half in a process of its own, with random weights; what is
 saved is reloaded in another new process. Rows are appended to the CSV as they are made, and a rerun
 goes on where the last one stopped.
 """
@@ -141,9 +141,12 @@ def prune_and_save(name: str, scratch: Path) -> dict[str, Any]:
     import torch
 
     import timm_linop
+    from timm_linop.channels.masked import with_lively_numbers
     from timm_linop.pruning import last_report
 
-    model = timm.create_model(name, num_classes=CLASSES).eval()
+    # As timm draws them, some classifiers are zero, and every model would reload with equal logits.
+    model = timm.create_model(name, num_classes=CLASSES).eval().double()
+    model = with_lively_numbers(model).float()
     image = _image(model)
     _calibrate(model, image)
     slim = timm_linop.prune(model, image, ratio=RATIO)

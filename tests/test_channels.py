@@ -217,6 +217,22 @@ def test_as_many_as_pass(sound: Any, left: set[str]) -> None:
     assert good == [cut for cut in cuts if cut in good]  # in their order
 
 
+def test_what_touches_the_same_tensors_is_tried_together() -> None:
+    """Two stages of one kind, each with a stream that must shrink with its own attention."""
+    cuts = [
+        Cut(f"stage{i}.{part}", {(f"stage{i}.qkv.weight", axis): frozenset({0})})
+        for i in (0, 1)
+        for axis, part in enumerate(("attn", "stream"))
+    ]
+
+    def sound(some: Sequence[Cut]) -> bool:
+        names = {cut.layer for cut in some}
+        both = ("stage0.attn" in names) == ("stage0.stream" in names)
+        return both and not names & {"stage1.attn", "stage1.stream"}
+
+    assert [cut.layer for cut in passing(cuts, sound, 60)] == ["stage0.attn", "stage0.stream"]
+
+
 def test_time_is_up() -> None:
     asked: list[int] = []
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import timm_linop
 from tests.slims import CLASSES, FAMILIES, NORMED, images, lively, slim, twin
+from timm_linop.channels.assist import equal_parts, outputs_to_keep
 from timm_linop.errors import PruningError, StructureError
 from timm_linop.pruning import prune
-from timm_linop.channels.assist import equal_parts, outputs_to_keep
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

@@ -118,8 +118,9 @@ def forget_caches(model: nn.Module) -> nn.Module:
         ``model`` itself.
     """
     for module in model.modules():
-        if isinstance(getattr(module, "attention_bias_cache", None), dict):
-            module.attention_bias_cache = {}
+        cache: Any = getattr(module, "attention_bias_cache", None)
+        if isinstance(cache, dict):
+            cache.clear()
     return model
 
 

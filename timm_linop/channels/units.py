@@ -15,8 +15,9 @@ Check = Callable[[Sequence[Cut]], bool]
 def passing(cuts: list[Cut], passes: Check, seconds: float) -> list[Cut]:
     """Keep as many cuts as pass the check together.
 
-    All at once; else kind by kind, where the same layers of every block are one kind; else in
-    pairs of kinds, since some widths must shrink together; else one by one.
+    All at once; else kind by kind, where the same layers of every block are one kind; else with
+    all that touch the same tensors, or in pairs of kinds, since some widths must shrink together;
+    else one by one.
 
     Args:
         cuts: Proposed ones.
@@ -43,20 +44,27 @@ def passing(cuts: list[Cut], passes: Check, seconds: float) -> list[Cut]:
         good.extend(more)
         return True
 
+    def left(some: list[Cut]) -> list[Cut]:
+        return [cut for cut in some if cut not in good]
+
     kinds = _by_kind(cuts)
-    while added := [kind for kind in kinds if add(kind)] or _first_pair(kinds, add):
-        kinds = [kind for kind in kinds if kind not in added]
-    for cut in itertools.chain(*kinds):
+    while any(add(kind) for kind in kinds if left(kind)):
+        pass
+    for cut in sorted(left(cuts), key=lambda cut: -len(cut.removed)):
+        if cut not in good:
+            add(left(_neighbours(cut, cuts)))
+    for one, other in itertools.combinations([kind for kind in kinds if left(kind)][:8], 2):
+        if left(one) and left(other):
+            add(left(one + other))
+    for cut in left(cuts):
         add([cut])
     return [cut for cut in cuts if cut in good]
 
 
-def _first_pair(kinds: list[list[Cut]], add: Callable[[list[Cut]], bool]) -> list[list[Cut]]:
-    """Two kinds that pass together only, or all that are left."""
-    for one, other in itertools.combinations(kinds[:8], 2):
-        if add(one + other):
-            return [one, other]
-    return kinds if len(kinds) > 2 and add(list(itertools.chain(*kinds))) else []
+def _neighbours(cut: Cut, cuts: list[Cut]) -> list[Cut]:
+    """A cut and those that touch the same tensors: a residual stream and the attentions on it."""
+    tensors = {name for name, _ in cut.removed}
+    return [other for other in cuts if tensors & {name for name, _ in other.removed}]
 
 
 def _by_kind(cuts: list[Cut]) -> list[list[Cut]]:
