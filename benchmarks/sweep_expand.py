@@ -114,6 +114,8 @@ def sweep(names: Sequence[str], output: Path) -> list[Row]:
         The rows of ``names`` that failed.
     """
     rows = read(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(json.dumps(settings(), indent=2) + "\n")
     for number, name in enumerate(names, 1):
         if name not in rows or rows[name].failure:
             rows[name] = structure_row(name)
@@ -127,7 +129,6 @@ def sweep(names: Sequence[str], output: Path) -> list[Row]:
                 print(f"{number}/{len(chosen)} {name}: {rows[name].relative_error}", flush=True)
                 write(output, rows)
     write(output, rows)
-    output.with_suffix(".json").write_text(json.dumps(settings(), indent=2) + "\n")
     return [rows[name] for name in names if rows[name].failure]
 
 
@@ -226,7 +227,6 @@ def write(path: Path, rows: dict[str, Row]) -> None:
         path: The CSV.
         rows: By architecture.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="") as file:
         table = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")

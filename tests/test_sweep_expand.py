@@ -164,8 +164,8 @@ def test_the_result_file_holds_every_architecture_and_no_failure() -> None:
         assert set(rows) == set(timm.list_models(exclude_filters="linop_*"))
     for row in rows.values():
         assert row.failure == "" and row.state_dict_keys_equal == "true"
-        assert bool(row.relative_error) == (row.represented_by == row.architecture)
         if row.relative_error:
+            assert row.represented_by == row.architecture
             assert row.lost_gradients == "0"
             errors = float(row.relative_error), float(row.training_relative_error)
             assert bool(row.relative_error_float64) == (max(errors) > TOLERANCE)
