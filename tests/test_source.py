@@ -494,10 +494,13 @@ def test_a_config_cannot_redirect_the_weights(folder: Path, tmp_path: Path) -> N
     other = tmp_path / "other.safetensors"
     save_file(lively(NAME, num_classes=9).state_dict(), other)
     elsewhere = {"file": str(other), "url": "http://127.0.0.1:9/x", "num_classes": 9}
-    changes = {"pretrained_cfg": elsewhere, "checkpoint_path": str(other), "pretrained": True}
-    change_config(folder, lambda config: config["model_args"].update(changes))
+    change_config(folder, lambda config: config["pretrained_cfg"].update(elsewhere))
     x = images(NAME)
     assert torch.equal(twin(NAME, folder)(x), slim(NAME)(x))
+    for name, place in {"pretrained_cfg": elsewhere, "checkpoint_path": str(other)}.items():
+        change_config(folder, lambda config: config["model_args"].update({name: place}))  # noqa: B023
+        with pytest.raises(CheckpointError, match=r"may not hold .* names a place to read from"):
+            twin(NAME, folder)
 
 
 # --- the Hub ------------------------------------------------------------------------------------

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,11 @@ from timm.models import load_state_dict
 from torch import Tensor
 
 from .errors import CheckpointError
+from .memory import check_bytes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _MAX_CONFIG_BYTES = 20_000_000
-_MAX_SIZE = 1_000_000
+_MAX_DEPTH = 32
 
 
 def slim_folder(path: Path) -> Path:
@@ -52,7 +56,7 @@ def read_config(path: Path) -> dict[str, Any]:
         Its top level, label names moved beside the ``pretrained_cfg`` as timm does.
 
     Raises:
-        CheckpointError: If it is too large, no JSON, or no object.
+        CheckpointError: If it is too large, no JSON, no object, nested deeply, or tells twice.
     """
     size = path.stat().st_size
     if size > _MAX_CONFIG_BYTES:
@@ -61,16 +65,37 @@ def read_config(path: Path) -> dict[str, Any]:
             "again."
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_told_once)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no JSON ({error}); save the model again.") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} holds no JSON object; save the model again.")
+    if _is_deep(config):
+        raise CheckpointError(
+            f"{path} is nested more than {_MAX_DEPTH} deep, which no model needs; save it again."
+        )
     cfg = mapping(config, "pretrained_cfg", path)
     for key in ("num_classes", "label_names", "label_descriptions"):
         if key in config:
             cfg[key] = config[key]
     return {**config, "pretrained_cfg": cfg}
+
+
+def _told_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object; two readers could see two models in one that tells a thing twice."""
+    told = dict(pairs)
+    if len(told) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{twice[:80]!r} is told twice in one object")
+    return told
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        inner = [part.values() if isinstance(part, dict) else part for part in level]
+        level = [p for parts in inner for p in parts if isinstance(p, dict | list)]
+    return bool(level)
 
 
 def mapping(config: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
@@ -85,35 +110,6 @@ def mapping(config: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
     return dict(value)
 
 
-def check_saved_args(args: Mapping[str, Any]) -> None:
-    """Refuse arguments of a config.json that would read other files or take absurd memory.
-
-    Args:
-        args: Its ``model_args``.
-
-    Raises:
-        CheckpointError: If ``pruned`` names a path or repo, or a size is over a million.
-
-    Example:
-        >>> check_saved_args({"num_classes": 10**12})
-        Traceback (most recent call last):
-        ...
-        timm_linop.errors.CheckpointError: config.json: num_classes=1000000000000 is no size ...
-    """
-    if isinstance(args.get("pruned"), str):
-        raise CheckpointError(
-            f"config.json: pruned={args['pruned'][:80]!r} names a place outside of what was "
-            "saved; save the model with timm_linop.save(), which writes its structure."
-        )
-    for key, value in args.items():
-        sizes = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(size, int | float) and abs(size) > _MAX_SIZE for size in sizes):
-            raise CheckpointError(
-                f"config.json: {str(key)[:80]}={str(value)[:80]} is no size a model can have (over "
-                f"{_MAX_SIZE:,}); save the model again."
-            )
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict without unpickling code.
 
@@ -126,6 +122,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If it is missing, corrupt, or would run code when read.
     """
+    check_weights_file(path)
     try:
         weights = load_state_dict(str(path))
     except FileNotFoundError as error:
@@ -147,6 +144,47 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for name, tensor in weights.items():
         _check_real(path, name, tensor)
     return weights
+
+
+def check_weights_file(path: Path) -> None:
+    """Refuse a file of weights that would take more memory than a file may, before it is read.
+
+    Args:
+        path: A ``.safetensors`` or ``.pth`` file; an absent one is passed over.
+
+    Raises:
+        CheckpointError: If it is too large, unpacks to too much, or asks for blank memory.
+
+    Example:
+        >>> check_weights_file(Path("/nowhere/model.safetensors"))
+    """
+    if not path.is_file():
+        return
+    check_bytes(path.stat().st_size, str(path))
+    if path.suffix == ".safetensors":
+        return
+    try:
+        pickled = _pickle_of(path)
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, zlib.error) as error:
+        raise CheckpointError(
+            f"{path} is no readable state dict ({type(error).__name__}); it may be cut short. "
+            "Save it again as .safetensors."
+        ) from error
+    if b"bytearray" in pickled:  # which torch makes of any length that a pickle of 100 bytes names
+        raise CheckpointError(
+            f"{path} holds a bytearray, which is no tensor; save model.state_dict() again."
+        )
+
+
+def _pickle_of(path: Path) -> bytes:
+    """What torch.load unpickles of a file: of a zip file's parts those that are no tensors."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        check_bytes(sum(part.file_size for part in archive.infolist()), f"{path} unpacked")
+        names = [name for name in archive.namelist() if name.endswith(".pkl")]
+        return b"".join(map(archive.read, names))
 
 
 def _check_real(path: Path, name: str, tensor: Tensor) -> None:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -30,10 +31,12 @@ from torch import nn
 
 from . import proof
 from .architecture import PREFIX, dense_model, tensors_of, whole_model
-from .checkpoint import check_saved_args
+from .checkpoint import WEIGHTS
 from .errors import CheckpointError, LinOPError, StructureError
 from .expand import check_settings, expand
-from .source import Source, resolve
+from .memory import check_expansion, check_model
+from .saved import check_saved_args, check_saved_cfg
+from .source import Source, check_named_files, resolve
 
 ALIASES = {"linop_mobilenetv2": "mobilenetv2_100"}
 
@@ -115,11 +118,11 @@ def build(
         StructureError: If ``pruned`` is no slim form of ``base``.
         CheckpointError: If weights or a config.json cannot be read or do not fit.
     """
+    named = _check_saved(kwargs, pretrained)
     if rate != 0:
         check_settings(rate, init)
-    _check_saved(kwargs)
     source = resolve(pruned, base)
-    overlay = {"architecture": PREFIX + base, **(pretrained_cfg_overlay or {})}
+    overlay = {"architecture": PREFIX + base, **named, **(pretrained_cfg_overlay or {})}
     located = any(overlay.get(key) for key in _LOCATIONS)
     told = located or source.weights or kwargs.get("pretrained_cfg")
     if pretrained and source.structure and not told:
@@ -132,6 +135,8 @@ def build(
         settings["pretrained_cfg"] = {**source.pretrained_cfg, "architecture": base}
     load = pretrained and (located or source.weights is None)
     try:
+        if named or isinstance(pruned, str | Path):  # from a file that nobody vouches for
+            check_model(base, {k: v for k, v in settings.items() if k not in ("device", "dtype")})
         model = _slim(base, source, pretrained=load, pretrained_cfg_overlay=overlay, **settings)
     except LinOPError:
         raise
@@ -144,7 +149,11 @@ def build(
         _check_reload(model, source.probe or probe, saved, kwargs)
     # timm's factory records what it was called with; the source's own arguments came in here.
     model._model_args = {k: v for k, v in settings.items() if k not in _RUNTIME}
-    return expand(model, rate, init, seed=seed) if rate != 0 else model
+    if rate == 0:
+        return model
+    if named:
+        check_expansion(model, rate)
+    return expand(model, rate, init, seed=seed)
 
 
 # Where a caller's own overlay may say that weights lie; those go before the source's.
@@ -175,11 +184,18 @@ def _slim(base: str, source: Source, **settings: Any) -> Any:
         return model_entrypoint(base)(**flag, **settings)
 
 
-def _check_saved(kwargs: Mapping[str, Any]) -> None:
-    """Check what timm's factory has read from a config.json; it hands both to the entrypoint."""
-    for key in ("pretrained_model_args", "pretrained_cfg"):
-        if isinstance(kwargs.get(key), dict):
-            check_saved_args(kwargs[key])
+def _check_saved(kwargs: Mapping[str, Any], pretrained: bool) -> dict[str, Any]:
+    """Check what timm's factory has read from a config.json; tell where alone its weights lie."""
+    args, cfg = kwargs.get("pretrained_model_args"), kwargs.get("pretrained_cfg")
+    if isinstance(args, dict):
+        check_saved_args(args)
+    if not isinstance(cfg, dict) or cfg.get("source") not in ("local-dir", "hf-hub"):
+        return {}
+    check_saved_cfg(cfg)
+    check_named_files(cfg, kwargs.get("cache_dir"), weights=pretrained)
+    # Where a repo has no such file, timm would take a pickled one.
+    only = {"hf_hub_filename": WEIGHTS} if cfg["source"] == "hf-hub" else {}
+    return {"source": cfg["source"], **only}
 
 
 def _blame_file(base: str, kwargs: Mapping[str, Any], error: Exception) -> None:

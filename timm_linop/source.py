@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from .architecture import args_told_by, base_of, known_architecture, model_args_
 from .checkpoint import (
     CONFIG,
     WEIGHTS,
-    check_saved_args,
+    check_weights_file,
     mapping,
     read_config,
     read_weights,
@@ -23,6 +23,8 @@ from .checkpoint import (
 )
 from .errors import CheckpointError, HubError, LinOPError, StructureError
 from .expand import is_expanded
+from .memory import check_model
+from .saved import check_saved_args, check_saved_cfg
 from .structure import Structure, without_zeros
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "WEIGHTS",
     "Source",
     "base_named_by",
+    "check_named_files",
     "read_config",
     "read_weights",
     "resolve",
@@ -167,6 +170,7 @@ def _from_folder(folder: Path) -> Source:
     config = read_config(folder / CONFIG)
     args = mapping(config, "model_args", folder / CONFIG)
     check_saved_args(args)
+    check_saved_cfg(config["pretrained_cfg"])
     cfg = {k: v for k, v in config["pretrained_cfg"].items() if k not in _LOCATION}
     weights = read_weights(folder / WEIGHTS)
     structure_data, probe = args.pop("pruned", None), args.pop("probe", None)
@@ -183,6 +187,7 @@ def _structure_read_off(
     weights: Mapping[str, Tensor], base: str, args: Mapping[str, Any], folder: Path
 ) -> Structure:
     try:
+        check_model(base, args)
         return Structure.from_state_dict(weights, base, **args)
     except LinOPError:
         raise
@@ -191,6 +196,43 @@ def _structure_read_off(
             f"{folder / CONFIG}: timm cannot build {base} with these model_args "
             f"({type(error).__name__}: {str(error)[:200]}); save the model again."
         ) from error
+
+
+def check_named_files(cfg: Mapping[str, Any], cache_dir: Any, *, weights: bool) -> None:
+    """Check the files that timm's own factory names, before it reads the weights.
+
+    It has read config.json itself: here a file that tells a thing twice, or is far too large or
+    too deep, is refused as it is everywhere else.
+
+    Args:
+        cfg: The ``pretrained_cfg`` that timm's factory made of config.json.
+        cache_dir: Where the Hub's client keeps its files, as timm was told.
+        weights: Whether the weights are going to be read.
+
+    Raises:
+        CheckpointError: If a file is not what `timm_linop.save` writes.
+
+    Example:
+        >>> check_named_files({"source": "local-dir", "file": "/nowhere"}, None, weights=True)
+        Traceback (most recent call last):
+        ...
+        timm_linop.errors.CheckpointError: /nowhere holds no model.safetensors...
+    """
+    if cfg.get("source") == "hf-hub":
+        repo, _, revision = str(cfg.get("hf_hub_id")).partition("@")
+        cached = try_to_load_from_cache(repo, CONFIG, cache_dir, revision or None)
+        if isinstance(cached, str):
+            read_config(Path(cached))
+    if cfg.get("source") == "local-dir":
+        folder = Path(str(cfg.get("file")))
+        if weights and not (folder / WEIGHTS).is_file():
+            raise CheckpointError(
+                f"{folder} holds no {WEIGHTS}, and nothing else is read; write it with "
+                "timm_linop.save()."
+            )
+        check_weights_file(folder / WEIGHTS)
+        if (folder / CONFIG).is_file():
+            read_config(folder / CONFIG)
 
 
 # Where weights lie, and how they were expanded, is not copied from one model to the next.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from typing import Any
 
 from .architecture import known_architecture
@@ -12,6 +13,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
 _MAX_AXES = 6
 _MAX_ENTRIES = 50_000
 _MAX_PARTS = 64
+_MAX_BITS = 4096
 
 
 def read(
@@ -33,7 +35,7 @@ def read(
     data = expect(data, dict, "structure")
     if type(data.get("version")) is not int or data["version"] != version:
         raise StructureError(
-            f"structure: version {data.get('version')!r:.80} is not {version}, the one this "
+            f"structure: version {shown(data.get('version'))} is not {version}, the one this "
             "timm_linop reads; upgrade it (pip install -U timm-linop)."
         )
     unknown = sorted(map(str, set(data) - {"version", "base", "shapes", "attributes"}))
@@ -63,6 +65,19 @@ def plain(value: Any) -> int | list[int] | None:
     return int(value) if _is_whole(value) else None
 
 
+def shown(value: Any) -> str:
+    """Print a value of a file in at most 80 characters, however long or deep it is.
+
+    Example:
+        >>> shown([[[[[[[[3]]]]]]]]), shown("x" * 10**6), shown(10**9999)
+        ('[[[[[[[...]]]]]]]', "'xxxxxxxxxxxx...xxxxxxxxxxxxx'", 'a very long int')
+    """
+    try:
+        return reprlib.repr(value)[:80]
+    except ValueError:
+        return f"a very long {type(value).__name__}"
+
+
 def expect(value: Any, kind: type, where: str) -> Any:
     """Return a value of the type it should have, or refuse it by name.
 
@@ -89,7 +104,7 @@ def name(name: Any, *, root: bool = False) -> str:
         return name
     if not isinstance(name, str) or len(name) > 300 or not _NAME.fullmatch(name):
         raise StructureError(
-            f"structure: {str(name)[:80]!r} is no name of a module or tensor; save the model again."
+            f"structure: {shown(name)} is no name of a module or tensor; save the model again."
         )
     return name
 
@@ -103,7 +118,7 @@ def shape(name: str, sizes: Any) -> tuple[int | None, ...]:
     whole = isinstance(sizes, list) and 0 < len(sizes) <= _MAX_AXES
     if not whole or not all(size is None or _is_count(size) for size in sizes):
         raise StructureError(
-            f"structure: shapes[{name[:80]!r}] is {str(sizes)[:80]}, not a list of sizes >= 1."
+            f"structure: shapes[{name[:80]!r}] is {shown(sizes)}, not a list of sizes >= 1."
         )
     return tuple(sizes)
 
@@ -124,14 +139,15 @@ def numbers(name: str, values: Any, allowed: set[str]) -> dict[str, Any]:
         parts = value if isinstance(value, list) and 0 < len(value) <= _MAX_PARTS else [value]
         if not all(_is_whole(part) and part >= 0 for part in parts) or value == 0:
             raise StructureError(
-                f"structure: {name[:80]}.{attribute} is {str(value)[:80]}, not a whole number >= 1 "
+                f"structure: {name[:80]}.{attribute} is {shown(value)}, not a whole number >= 1 "
                 "or a short list of them."
             )
     return dict(values)
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    # Python itself refuses to print longer ones.
+    return type(value) is int and value.bit_length() < _MAX_BITS
 
 
 def _is_count(value: Any) -> bool:
