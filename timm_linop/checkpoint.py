@@ -165,6 +165,8 @@ def check_weights_file(path: Path) -> None:
         return
     try:
         pickled = _pickle_of(path)
+    except CheckpointError:
+        raise
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, zlib.error) as error:
         raise CheckpointError(
             f"{path} is no readable state dict ({type(error).__name__}); it may be cut short. "

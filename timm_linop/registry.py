@@ -141,7 +141,7 @@ def build(
     except LinOPError:
         raise
     except Exception as error:
-        if source.structure is not None or "pretrained_model_args" in kwargs:
+        if source.structure is not None or named:
             _blame_file(base, kwargs, error)
         raise
     if load or source.weights is not None:

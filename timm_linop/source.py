@@ -176,6 +176,11 @@ def _from_folder(folder: Path) -> Source:
     structure_data, probe = args.pop("pruned", None), args.pop("probe", None)
     base = known_architecture(str(config.get("architecture")))
     structure = None if structure_data is None else Structure.from_dict(structure_data)
+    if structure is not None and structure.base != base:
+        raise StructureError(
+            f"{folder / CONFIG} names the architecture {base}, but its structure is of a "
+            f"{structure.base}; save the model again."
+        )
     # What the weights say counts: a config may claim any number of classes.
     args = {k: v for k, v in args.items() if k not in _NOT_COPIED} | args_told_by(weights, base)
     if structure is None:
