@@ -54,6 +54,7 @@ def _totals(rows: Collection[Row]) -> list[str]:
         f"| one of the two above 1e-5, so measured again in float64 | {len(again):,} |",
         f"| largest of these in float64, eval mode | {worst('relative_error_float64')} |",
         f"| largest of these in float64, train mode | {worst('training_relative_error_float64')} |",
+        f"| largest float32 error in eval mode, in units of `rounding_error` | {_ratio(again)} |",
     ]
 
 
@@ -78,6 +79,11 @@ def _left_alone(rows: Collection[Row]) -> list[str]:
 def _layers_first(item: tuple[str, int]) -> tuple[bool, int, str]:
     reason, number = item
     return reason.startswith("bare"), -number, reason
+
+
+def _ratio(again: Collection[Row]) -> str:
+    ratios = [float(row.relative_error) / float(row.rounding_error) for row in again]
+    return f"{max(ratios):.1f}" if ratios else "none"
 
 
 def _within(checked: Collection[Row], column: str) -> int:
