@@ -27,8 +27,8 @@ def summary(rows: Sequence[Row]) -> str:
         "the same logits bit for bit.",
         f"- {_count(pruned, 'trained_reloads_bit_for_bit')} are expanded, trained a step, "
         "contracted, saved and reloaded with the same logits bit for bit.",
-        f"- The largest error of the mask check is {_largest(pruned, 'mask_error')} (float64), of "
-        f"the expansion {_largest(pruned, 'expand_error')} (float32).",
+        f"- The largest error of the mask check is {_largest(pruned, 'mask_error')}, of the "
+        f"expansion {_largest(pruned, 'expand_error')} (both in float64).",
         "",
         "| left whole in part | groups left whole | parameters that stay |",
         "|---|---|---|",

@@ -67,7 +67,7 @@ def settle_by_running(model: Any, rules: Rules) -> None:
         >>> model.num_features
         96
     """
-    size, training = _image_size(model), model.training
+    size, training = image_size(model), model.training
     model.eval()
     try:
         with torch.no_grad():
@@ -201,7 +201,19 @@ def _set_counts(module: Any, names: tuple[str, ...], width: int | None) -> None:
             setattr(module, name, width)
 
 
-def _image_size(model: Any) -> tuple[int, ...]:
+def image_size(model: Any) -> tuple[int, int, int]:
+    """The channels, height and width of an image that a timm model takes.
+
+    It is the one in its config, made larger to whole patches where the model was built with others.
+
+    Raises:
+        StructureError: If the config's size is none, or absurd.
+
+    Example:
+        >>> import timm
+        >>> image_size(timm.create_model("test_resnet", in_chans=1))
+        (1, 160, 160)
+    """
     size = tuple(get_model_input_config(model)["input_size"])
     if len(size) != 3 or not all(isinstance(s, int) and s > 0 for s in size):
         raise StructureError(f"input_size={size} is no (channels, height, width); save it again.")
@@ -210,7 +222,10 @@ def _image_size(model: Any) -> tuple[int, ...]:
             f"input_size={size} is over the {_MAX_PROBE:,} numbers that an image may have; save "
             "the model again, with the size it was trained at."
         )
-    return size
+    channels, height, width = size
+    of_any_size = (m for m in model.modules() if getattr(m, "strict_img_size", True) is False)
+    rows, columns = next((m.patch_size for m in of_any_size), (1, 1))
+    return channels, height + -height % rows, width + -width % columns
 
 
 def _on_meta(model: nn.Module) -> nn.Module:

@@ -11,10 +11,10 @@ import math
 from typing import Any
 
 import torch
-from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from .errors import CheckpointError
+from .probing import image_size
 from .wire import expect, plain
 
 # Logits of one image that are kept; a wrong rebuild shows in any of them.
@@ -39,7 +39,7 @@ def prove(model: nn.Module) -> dict[str, Any]:
         >>> sorted(prove(timm.create_model("test_resnet", num_classes=3))["probe"])
         ['input_size', 'logits', 'seed']
     """
-    size = [int(n) for n in get_model_input_config(model)["input_size"]]
+    size = list(image_size(model))
     logits = _logits(copy.deepcopy(model).cpu().float(), 0, size)
     if not logits.isfinite().all():
         return {}

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
-from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
+from ..probing import image_size
 from .assist import LAYERS
 from .cut import Cut, cut_tensors, kept_by
 from .groups import describe, propose
@@ -40,7 +40,7 @@ def without_zero_channels(
     plain = _without_masks(model)
     if not any(_has_zero_rows(layer) for layer in plain.modules()):
         return plain
-    image = torch.randn(2, *get_model_input_config(plain)["input_size"], dtype=torch.float64)
+    image = torch.randn(2, *image_size(plain), dtype=torch.float64)
     exact = copy.deepcopy(plain).cpu().double().eval()
     with torch.enable_grad():  # torch-pruning reads autograd's graph
         spoilt = copy.deepcopy(exact).requires_grad_(True)

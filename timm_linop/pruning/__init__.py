@@ -10,7 +10,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ..architecture import base_of, forget_caches, model_args_of
@@ -20,6 +19,7 @@ from ..channels.masked import MaskCheck, first_tensor
 from ..channels.units import passing
 from ..errors import LinOPError, PruningError
 from ..expand import is_expanded
+from ..probing import image_size
 from ..registry import build
 from ..structure import Structure
 from .magnitude import cuts_by_magnitude
@@ -140,7 +140,7 @@ def _check(model: Any, ratio: float, round_to: int | None) -> str:
 
 def _example(model: nn.Module, example: Tensor | None) -> Tensor:
     if example is None:
-        example = torch.randn(1, *get_model_input_config(model)["input_size"])
+        example = torch.randn(1, *image_size(model))
     if example.numel() == 0:
         raise PruningError(
             f"example holds no image ({list(example.shape)}), so nothing could be compared; pass a "
