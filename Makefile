@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/timm-linop demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --durations 20
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

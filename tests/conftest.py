@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
@@ -19,8 +21,10 @@ install_import_hook(
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
 
-# Tensors here are small: a second thread would only wait, most of all where cores are shared.
+# Tensors here are small: a second thread would only wait, most of all where cores are shared, as
+# they are by the workers of pytest-xdist. Processes that tests start take it over.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)
