@@ -17,7 +17,7 @@ def summary(rows: Sequence[Row]) -> str:
         Markdown.
     """
     pruned = [row for row in rows if row["parameters_after"]]
-    partial = [row for row in pruned if row["groups_left_whole"] != "0"]
+    partial = [row for row in pruned if _left(row) != ("0", "0")]
     refused = [row for row in rows if not row["parameters_after"]]
     lines = [
         f"- {len(pruned)} of {len(rows)} architectures are pruned; "
@@ -30,8 +30,8 @@ def summary(rows: Sequence[Row]) -> str:
         f"- The largest error of the mask check is {_largest(pruned, 'mask_error')}, of the "
         f"expansion {_largest(pruned, 'expand_error')} (both in float64).",
         "",
-        "| left whole in part | groups left whole | parameters that stay |",
-        "|---|---|---|",
+        "| left whole in part | groups left whole | layers not followed | parameters that stay |",
+        "|---|---|---|---|",
         *(_partial_line(row) for row in partial),
     ]
     if refused:
@@ -49,8 +49,13 @@ def _largest(rows: Sequence[Row], column: str) -> str:
 
 def _partial_line(row: Row) -> str:
     share = int(row["parameters_after"]) / int(row["parameters_before"])
-    groups = f"{row['groups_left_whole']} of {row['groups']}"
-    return f"| {row['architecture']} | {groups} | {share:.0%} |"
+    whole, lost = _left(row)
+    groups = f"{whole} of {row['groups']}"
+    return f"| {row['architecture']} | {groups} | {lost} | {share:.0%} |"
+
+
+def _left(row: Row) -> tuple[str, str]:
+    return row["groups_left_whole"], row["layers_not_followed"]
 
 
 def _refused_line(row: Row) -> str:

@@ -33,6 +33,7 @@ COLUMNS = (
     "architecture",
     "groups",
     "groups_left_whole",
+    "layers_not_followed",
     "mask_error",
     "parameters_before",
     "parameters_after",
@@ -158,6 +159,7 @@ def prune_and_save(name: str, scratch: Path) -> dict[str, Any]:
     return {
         "groups": report.groups,
         "groups_left_whole": len(report.left_whole),
+        "layers_not_followed": len(report.not_followed),
         "mask_error": f"{report.mask_error:.1e}",
         "parameters_before": sum(p.numel() for p in model.parameters()),
         "parameters_after": sum(p.numel() for p in slim.parameters()),

@@ -34,7 +34,7 @@ half = partial(least, ratio=0.5, round_to=None)
 def proposed(model: nn.Module, example: Tensor) -> list[Cut]:
     importance = tp.importance.GroupMagnitudeImportance(p=2)
     spoilt = copy.deepcopy(model).double().eval()
-    return propose(spoilt, example.double(), importance, half)
+    return propose(spoilt, example.double(), importance, half).cuts
 
 
 def checked(model: nn.Module, example: Tensor) -> MaskCheck:

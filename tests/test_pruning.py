@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import timm_linop
 from tests.slims import CLASSES, FAMILIES, NORMED, images, lively, slim, twin
+from timm_linop.channels import groups
 from timm_linop.channels.assist import equal_parts, outputs_to_keep
 from timm_linop.errors import PruningError, StructureError
-from timm_linop.pruning import prune
+from timm_linop.pruning import last_report, prune
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -251,3 +252,22 @@ def test_the_classifiers_are_kept() -> None:
 def test_heads_are_told() -> None:
     model: Any = timm.create_model("test_vit")
     assert equal_parts(model) == {block.attn.qkv: 2 for block in model.blocks}
+
+
+def test_what_the_graph_cannot_follow_is_whole_and_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    part_to_go = groups._part_to_go
+
+    def walks_in_circles(graph: Any, group: Any, *rest: Any) -> Any:
+        if "layer2.0.conv1" in group[0].dep.target.name:
+            raise TimeoutError
+        return part_to_go(graph, group, *rest)
+
+    monkeypatch.setattr(groups, "_part_to_go", walks_in_circles)
+    dense = timm.create_model("test_resnet")
+    slim_model = prune(dense, ratio=0.5)
+    assert last_report(slim_model).not_followed == ("layer2.0.conv1",)
+    assert slim_model.layer2[0].conv1.out_channels == dense.layer2[0].conv1.out_channels
+    assert slim_model.layer3[0].conv1.out_channels < dense.layer3[0].conv1.out_channels
+    assert "could not be followed from these layers: layer2.0.conv1" in caplog.text

@@ -184,7 +184,7 @@ def test_data_settings_and_labels_come_along_but_no_location(folder: Path) -> No
 
     change_config(folder, change)
     cfg = twin(NAME, folder).pretrained_cfg
-    assert (cfg["mean"], cfg["label_names"]) == ([0.1, 0.2, 0.3], list("abcde"))
+    assert (cfg["mean"], cfg["label_names"]) == ((0.1, 0.2, 0.3), list("abcde"))
     assert not cfg.get("url") and not cfg.get("file") and not cfg.get("hf_hub_id")
 
 
@@ -567,3 +567,22 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(HubError, match=r"not in the cache and the Hub cannot be reached; check"):
         twin(NAME, "hf-hub:alice/slim")
+
+
+def test_a_state_dict_in_memory() -> None:
+    model = slim("test_resnet")
+    x = images("test_resnet")
+    assert torch.equal(twin("test_resnet", model.state_dict())(x), model(x))
+
+
+def test_masks_that_are_not_multiplied_in_are_named() -> None:
+    model = timm.create_model("test_resnet")
+    torch.nn.utils.prune.ln_structured(model.layer1[0].conv1, "weight", 0.5, n=2, dim=0)
+    with pytest.raises(CheckpointError, match=r"conv1\.weight_mask.*pass the module itself"):
+        resolve(model.state_dict(), "test_resnet")
+
+
+def test_data_settings_are_the_bases_in_timms_own_types(tmp_path: Path) -> None:
+    timm_linop.save(slim("test_resnet"), tmp_path / "slim")
+    config = timm.data.resolve_model_data_config(twin("test_resnet", tmp_path / "slim"))
+    assert config == timm.data.resolve_model_data_config(timm.create_model("test_resnet"))

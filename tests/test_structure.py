@@ -7,6 +7,7 @@ import json
 import re
 import resource
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -356,3 +357,23 @@ def test_any_smaller_shapes_are_refused_or_run(name: str, choices: st.DataObject
         assert "shapes contradict each other" in str(error)
     else:
         assert built(images(name)).shape[0] == 2
+
+
+def test_a_scale_that_stayed_as_it_was_comes_along(tmp_path: Path) -> None:
+    """torch-pruning narrows a ViT's heads and leaves the dense scale of their products."""
+    slim_model = slim("test_vit")
+    module = slim_model.blocks[0].attn
+    ruled = module.scale
+    module.scale = ruled / 2
+    assert Structure.of(slim_model).attributes == {}  # fused attention does not look at it
+    module.fused_attn = False
+    for block in slim_model.blocks:
+        with torch.no_grad():
+            block.attn.qkv.weight.normal_(0, 0.3)
+    x = images("test_vit")
+    expected = slim_model(x)
+    assert Structure.of(slim_model).attributes["blocks.0.attn"]["scale"] == ruled / 2
+    timm_linop.save(slim_model, tmp_path / "slim")
+    again = timm.create_model(f"local-dir:{tmp_path / 'slim'}", pretrained=True).eval()
+    assert again.blocks[0].attn.scale == ruled / 2 and again.blocks[1].attn.scale == ruled
+    torch.testing.assert_close(again(x), expected)

@@ -9,7 +9,7 @@ import timm
 
 from benchmarks import sweep_prune
 from benchmarks.prune_summary import summary
-from benchmarks.sweep_prune import ARCHITECTURES, COLUMNS, append, main, read_rows, run
+from benchmarks.sweep_prune import ARCHITECTURES, COLUMNS, RESULTS, append, main, read_rows, run
 
 
 def test_the_list_names_architectures_of_many_families() -> None:
@@ -60,13 +60,27 @@ def test_the_summary_counts() -> None:
         return {**dict.fromkeys(COLUMNS, ""), "architecture": name, **values}
 
     whole = {"parameters_before": "100", "parameters_after": "25", "groups": "4",
-             "groups_left_whole": "0", "reloads_bit_for_bit": "True",
+             "groups_left_whole": "0", "layers_not_followed": "0", "reloads_bit_for_bit": "True",
              "trained_reloads_bit_for_bit": "True", "mask_error": "2e-16",
              "expand_error": "3e-07"}  # fmt: skip
     rows = [
+        row("lost", **{**whole, "layers_not_followed": "2"}),
         row("a", **whole),
         row("b", **{**whole, "groups_left_whole": "1", "mask_error": "1e-15"}),
     ]
     said = summary([*rows, row("c", reason="prune: why")])
-    assert "2 of 3 architectures are pruned; 1 in all of their groups" in said
-    assert "| b | 1 of 4 | 25% |" in said and "| c | why |" in said and "is 1e-15" in said
+    assert "3 of 4 architectures are pruned; 1 in all of their groups" in said
+    assert "| lost | 0 of 4 | 2 | 25% |" in said
+    assert "| b | 1 of 4 | 0 | 25% |" in said and "| c | why |" in said and "is 1e-15" in said
+
+
+def test_the_results_in_the_repository_hold_what_the_documents_say() -> None:
+    rows = read_rows(RESULTS)
+    assert sorted(row["architecture"] for row in rows) == sorted(ARCHITECTURES.read_text().split())
+    pruned = [row for row in rows if not row["reason"]]
+    assert len(pruned) >= 100
+    for row in pruned:
+        assert int(row["parameters_after"]) < int(row["parameters_before"])
+        assert row["reloads_bit_for_bit"] == row["trained_reloads_bit_for_bit"] == "True"
+        assert float(row["mask_error"]) < 1e-9 and float(row["expand_error"]) < 1e-7
+    assert summary(rows) in (RESULTS.parents[2] / "docs" / "pruning.md").read_text()

@@ -83,6 +83,8 @@ def test_a_zero_filter_that_a_norm_shifts_is_kept(caplog: pytest.LogCaptureFixtu
         model.get_submodule("layer1.0.conv1").weight[[1, 4]] = 0  # type: ignore[index,union-attr]
     with caplog.at_level(logging.WARNING):
         assert Structure.of(model).shapes == {}
+    assert "filters of zeros are kept in 1 layers" in caplog.text
+    assert "layer1.0.conv1" in caplog.text
     x = images("test_resnet")
     assert torch.equal(twin("test_resnet", model)(x), model(x))
 

@@ -43,4 +43,8 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
 
 
+def __dir__() -> list[str]:
+    return sorted([*__all__, "errors"])
+
+
 register_twins()

@@ -52,7 +52,7 @@ def base_of(model: nn.Module) -> str:
     if not name:
         raise StructureError(
             f"{type(model).__name__} does not say which timm architecture it is "
-            "(no pretrained_cfg['architecture']); create it with timm.create_model, or pass base=."
+            "(no pretrained_cfg['architecture']); create it with timm.create_model."
         )
     return known_architecture(name)
 

@@ -101,6 +101,8 @@ def _check_attributes(
 
 
 def _is_slimmer(value: Any, full: Any) -> bool:
+    if isinstance(full, float):
+        return isinstance(value, float)  # any factor that the file may hold
     if isinstance(full, int):
         return isinstance(value, int) and 1 <= value <= full
     return isinstance(value, list) and len(value) == len(full) and 1 <= max(value) <= max(full)
@@ -170,6 +172,8 @@ def differing(
         for attribute, rule in table_row(module, table).items():
             value = wire.plain(getattr(module, attribute))
             known = attribute in theirs and value is not None and (rule is not None) == ruled
+            # timm's fused attention does not look at the scale.
+            known &= attribute != "scale" or not getattr(module, "fused_attn", False)
             if known and value != wire.plain(getattr(others[name], attribute)):
                 found.setdefault(name, {})[attribute] = value
     return found

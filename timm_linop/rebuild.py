@@ -31,9 +31,11 @@ def resize(
     for name, shape in shapes.items():
         _cut(model, name, shape)
     for name in touched:
-        module = model.get_submodule(name)
+        module: Any = model.get_submodule(name)
         for attribute, value in attributes.get(name, {}).items():
             set_attribute(module, attribute, value)
+            if attribute == "scale" and hasattr(module, "fused_attn"):
+                module.fused_attn = False  # which would divide by the root of a head's channels
         _check_layer(name, module)
         _settle(module, name in depthwise and "groups" not in attributes.get(name, {}))
 

@@ -63,8 +63,9 @@ def resolve(pruned: Any, base: str) -> Source:
     """Read whatever was passed as ``pruned=``.
 
     Args:
-        pruned: A timm module, a `Structure` or its dict, a run or slim folder, a ``.safetensors``
-            or ``.pth`` state dict, a Hub id (``hf-hub:user/repo``), or None for the dense backbone.
+        pruned: A timm module, a `Structure` or its dict, a run or slim folder, a state dict or a
+            ``.safetensors`` or ``.pth`` file of one, a Hub id (``hf-hub:user/repo``), or None for
+            the dense backbone.
         base: The timm architecture it is to be a slim form of.
 
     Returns:
@@ -94,6 +95,8 @@ def _read(pruned: Any, base: str) -> Source:
             return Source()
         case Structure():
             return Source(pruned)
+        case Mapping() if any(isinstance(value, Tensor) for value in pruned.values()):
+            return _from_weights(dict(pruned), base)
         case Mapping():
             return Source(Structure.from_dict(dict(pruned)))
         case nn.Module():
@@ -130,13 +133,23 @@ def _from_name(name: str, base: str) -> Source:
     if kind == "folder":
         return _from_folder(slim_folder(path))
     if kind == "file":
-        weights = read_weights(path)
-        args = args_told_by(weights, base)
-        return Source(Structure.from_state_dict(weights, base, **args), weights, args)
+        return _from_weights(read_weights(path), base)
     raise CheckpointError(
         f"pruned={name[:200]!r} does not exist: no folder, no checkpoint file, and no Hub id "
         "(those begin with 'hf-hub:'). Check the path."
     )
+
+
+def _from_weights(weights: dict[str, Tensor], base: str) -> Source:
+    """Read a bare state dict: its shapes decide."""
+    masked = next((name for name in weights if name.endswith("_mask")), None)
+    if masked is not None:
+        raise CheckpointError(
+            f"the state dict holds masks of torch.nn.utils.prune ({masked!r}), not yet multiplied "
+            "in; pass the module itself, or call torch.nn.utils.prune.remove on its layers first."
+        )
+    args = args_told_by(weights, base)
+    return Source(Structure.from_state_dict(weights, base, **args), weights, args)
 
 
 def base_named_by(pruned: str, model: str | None) -> str:
@@ -158,6 +171,8 @@ def base_named_by(pruned: str, model: str | None) -> str:
     path = Path(pruned.removeprefix("local-dir:"))
     if pruned.startswith("hf-hub:"):
         path = _download(pruned.removeprefix("hf-hub:"))
+    if not path.exists():
+        raise CheckpointError(f"{pruned} does not exist; check the path.")
     if not path.is_dir():
         raise CheckpointError(
             f"{pruned} is no folder and does not say which architecture its weights are of; pass "
@@ -171,7 +186,7 @@ def _from_folder(folder: Path) -> Source:
     args = mapping(config, "model_args", folder / CONFIG)
     check_saved_args(args)
     check_saved_cfg(config["pretrained_cfg"])
-    cfg = {k: v for k, v in config["pretrained_cfg"].items() if k not in _LOCATION}
+    cfg = {k: _as_timm(v) for k, v in config["pretrained_cfg"].items() if k not in _LOCATION}
     weights = read_weights(folder / WEIGHTS)
     structure_data, probe = args.pop("pruned", None), args.pop("probe", None)
     base = known_architecture(str(config.get("architecture")))
@@ -186,6 +201,12 @@ def _from_folder(folder: Path) -> Source:
     if structure is None:
         structure = _structure_read_off(weights, base, args, folder)
     return Source(structure, weights, args, cfg, probe)
+
+
+def _as_timm(value: Any) -> Any:
+    """JSON has no tuples, which timm's image sizes, means and deviations are."""
+    numbers = isinstance(value, list) and all(isinstance(part, int | float) for part in value)
+    return tuple(value) if numbers else value
 
 
 def _structure_read_off(

@@ -26,7 +26,8 @@ VERSION = 1
 # What a structure may set, by class (or a base class) with the file it stands in; nothing else is
 # ever set. Where a rule stands, the value follows from the slim layers and from what reaches the
 # module; a file need only say what departs from that. Where None stands, only a file can tell.
-# From a file come whole numbers, or short lists of them, at most as large as the dense ones.
+# From a file come whole numbers, or short lists of them, at most as large as the dense ones, and
+# factors up to 1.
 ATTRIBUTES: dict[str, dict[str, Rule | None]] = {
     "conv._ConvNd": {"groups": None},
     # --- attention: heads, their channels, the scale of their products

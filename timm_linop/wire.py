@@ -53,13 +53,15 @@ def read(
     )
 
 
-def plain(value: Any) -> int | list[int] | None:
-    """Write an attribute's value as JSON: a whole number or a list of them; None is neither.
+def plain(value: Any) -> int | float | list[int] | None:
+    """Write an attribute's value as JSON: whole numbers, or a factor up to 1; None is neither.
 
     Example:
-        >>> plain((4, 8)), plain(0.5), plain(True)
-        ([4, 8], None, None)
+        >>> plain((4, 8)), plain(0.125), plain(1.5), plain(True)
+        ([4, 8], 0.125, None, None)
     """
+    if _is_factor(value):
+        return value
     if isinstance(value, list | tuple) and value and all(map(_is_whole, value)):
         return [int(part) for part in value]
     return int(value) if _is_whole(value) else None
@@ -127,7 +129,7 @@ def numbers(name: str, values: Any, allowed: set[str]) -> dict[str, Any]:
     """Return a module's attributes.
 
     Raises:
-        StructureError: If one is not ``allowed``, or no whole number or short list of them.
+        StructureError: If one is not ``allowed``, or no number or short list of them.
     """
     values = expect(values, dict, f"structure: attributes[{name[:80]!r}]")
     for attribute, value in values.items():
@@ -137,10 +139,11 @@ def numbers(name: str, values: Any, allowed: set[str]) -> dict[str, Any]:
                 f"{', '.join(sorted(allowed))} may be set."
             )
         parts = value if isinstance(value, list) and 0 < len(value) <= _MAX_PARTS else [value]
-        if not all(_is_whole(part) and part >= 0 for part in parts) or value == 0:
+        whole = all(_is_whole(part) and part >= 0 for part in parts) and value != 0
+        if not whole and not _is_factor(value):
             raise StructureError(
-                f"structure: {name[:80]}.{attribute} is {shown(value)}, not a whole number >= 1 "
-                "or a short list of them."
+                f"structure: {name[:80]}.{attribute} is {shown(value)}, not a whole number >= 1, "
+                "a short list of them, or a factor up to 1."
             )
     return dict(values)
 
@@ -148,6 +151,11 @@ def numbers(name: str, values: Any, allowed: set[str]) -> dict[str, Any]:
 def _is_whole(value: Any) -> bool:
     # Python itself refuses to print longer ones.
     return type(value) is int and value.bit_length() < _MAX_BITS
+
+
+def _is_factor(value: Any) -> bool:
+    """What an attention multiplies its products by."""
+    return type(value) is float and 0 < value <= 1
 
 
 def _is_count(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch_pruning as tp
@@ -34,9 +34,21 @@ _PATIENCE = 5.0
 Choice = Callable[[Tensor, int], list[int]]
 
 
+class Proposal(NamedTuple):
+    """What could go.
+
+    Attributes:
+        cuts: One a group, none of them made.
+        not_followed: Layers whose coupled channels torch-pruning could not follow.
+    """
+
+    cuts: list[Cut]
+    not_followed: tuple[str, ...]
+
+
 def propose(
     model: nn.Module, example: Tensor, importance: tp.importance.Importance, choose: Choice
-) -> list[Cut]:
+) -> Proposal:
     """Find the coupled groups of a model, and the channels of each that are to go.
 
     Args:
@@ -44,9 +56,6 @@ def propose(
         example: One batch of images, ``b x c x h x w``.
         importance: torch-pruning's score of a group's channels.
         choose: Takes the scores apart, see `least`.
-
-    Returns:
-        One cut a group, none of them made.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model)}
     add_missing_biases(model)
@@ -57,22 +66,33 @@ def propose(
     graph.clock.allow(10 * _PATIENCE)
     graph.build_dependency(model, example, ignored_params=by_place, verbose=False)
     parts = equal_parts(model)
-    chosen = []
-    for group in _groups(graph, outputs_to_keep(model)):
+    chosen: list[Group] = []
+    lost: list[nn.Module] = []
+    for group in _groups(graph, outputs_to_keep(model), lost):
         graph.clock.allow(_PATIENCE)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 part = _part_to_go(graph, group, parts, importance, choose)
-            except (TimeoutError, IndexError, AssertionError):  # a graph it could not follow
+            except _LOST:
+                lost.append(group[0].dep.target.module)
                 continue
         if part is not None and graph.check_pruning_group(part):
             chosen.append(part)
-    return read_cuts(graph, model, chosen, shapes)
+    names = {module: name for name, module in model.named_modules()}
+    cuts = read_cuts(graph, model, chosen, shapes)
+    return Proposal(cuts, tuple(names.get(module, "a parameter") for module in lost))
 
 
-def _groups(graph: ChannelGraph, keep: list[nn.Module]) -> Iterator[Group]:
-    """Every group once, with all of its channels, but for those whose outputs are to stay."""
+# How torch-pruning fails on a graph that it cannot follow.
+_LOST = (TimeoutError, IndexError, AssertionError)
+
+
+def _groups(graph: ChannelGraph, keep: list[nn.Module], lost: list[nn.Module]) -> Iterator[Group]:
+    """Every group once, with all of its channels, but for those whose outputs are to stay.
+
+    Layers whose group cannot be followed are added to ``lost``.
+    """
     untouched = {*keep, *graph.IGNORED_LAYERS_IN_TRACING}
     seen = set(untouched)
     for layer in list(graph.module2node):
@@ -82,8 +102,9 @@ def _groups(graph: ChannelGraph, keep: list[nn.Module]) -> Iterator[Group]:
         remove = graph.get_pruner_of_module(layer).prune_out_channels
         try:
             group = graph.get_pruning_group(layer, remove, range(graph.get_out_channels(layer)))
-        except (TimeoutError, IndexError):
+        except _LOST:
             seen.add(layer)
+            lost.append(layer)
             continue
         outputs = {dep.target.module for dep, _ in group if _is_output(graph, dep)}
         seen |= outputs

@@ -15,7 +15,7 @@ from torch.nn.utils import prune as torch_prune
 from ..probing import image_size
 from .assist import LAYERS
 from .cut import Cut, cut_tensors, kept_by
-from .groups import describe, propose
+from .groups import propose
 from .masked import MaskCheck, first_tensor
 from .units import passing
 
@@ -44,19 +44,22 @@ def without_zero_channels(
     exact = copy.deepcopy(plain).cpu().double().eval()
     with torch.enable_grad():  # torch-pruning reads autograd's graph
         spoilt = copy.deepcopy(exact).requires_grad_(True)
-        cuts = propose(spoilt, image, _Loudness(), silent)
+        cuts = propose(spoilt, image, _Loudness(), silent).cuts
     check = MaskCheck(plain, image, narrow)
     sound = passing(
         cuts, lambda some: check.passes(some) and _same(exact, some, image, narrow), _SECONDS
     )
-    left = [cut for cut in cuts if cut not in sound]
-    if left:
+    slim = _cut(plain, sound, narrow) if sound else plain
+    kept = [name for name, layer in slim.named_modules() if _has_zero_rows(layer)]
+    if kept:
         _log.warning(
-            "zero channels are kept in %d groups, as the outputs would change without them: %s",
-            len(left),
-            describe(left),
+            "filters of zeros are kept in %d layers, as the outputs would change without their "
+            "channels (a norm or a sum behind them puts something there): %s%s",
+            len(kept),
+            ", ".join(kept[:3]),
+            "..." if len(kept) > 3 else "",
         )
-    return _cut(plain, sound, narrow) if sound else plain
+    return slim
 
 
 def _without_masks(model: nn.Module) -> nn.Module:

@@ -36,11 +36,13 @@ class PruningReport:
     Attributes:
         groups: Coupled groups of channels that were to lose some.
         left_whole: Layers of those that could not, as the result would not be the masked model's.
+        not_followed: Layers whose coupled channels could not be found; they are whole, too.
         mask_error: Relative difference between slim and masked model, in float64.
     """
 
     groups: int
     left_whole: tuple[str, ...]
+    not_followed: tuple[str, ...]
     mask_error: float
 
 
@@ -160,7 +162,7 @@ def _sound_cuts(
     """Propose cuts, and keep those that pass the mask check together."""
     with torch.enable_grad():  # torch-pruning reads autograd's graph
         spoilt = copy.deepcopy(model).cpu().double().eval().requires_grad_(True)
-        cuts = cuts_by_magnitude(spoilt, example.cpu().double(), ratio, round_to)
+        cuts, lost = cuts_by_magnitude(spoilt, example.cpu().double(), ratio, round_to)
     if not cuts:
         raise PruningError(
             f"nothing was removed; take a higher ratio or a smaller round_to (now {round_to})."
@@ -179,8 +181,16 @@ def _sound_cuts(
             structure.base,
             describe(left),
         )
+    if lost:
+        _log.warning(
+            "%d groups of channels of %s are left whole, as the graph could not be followed from "
+            "these layers: %s",
+            len(lost),
+            structure.base,
+            ", ".join(lost),
+        )
     layers = tuple(cut.layer for cut in left)
-    return sound, PruningReport(len(cuts), layers, check.error(sound))
+    return sound, PruningReport(len(cuts), layers, lost, check.error(sound))
 
 
 def _apply(model: nn.Module, structure: Structure, cuts: list[Cut]) -> nn.Module:

@@ -7,13 +7,12 @@ from functools import partial
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from ..channels.cut import Cut
-from ..channels.groups import least, propose
+from ..channels.groups import Proposal, least, propose
 
 
 def cuts_by_magnitude(
     model: nn.Module, example: Tensor, ratio: float, round_to: int | None
-) -> list[Cut]:
+) -> Proposal:
     """Propose to remove the channels of smallest L2 norm in each coupled group.
 
     A channel's norm is the mean over everything tied to it (its filter, the next layers' inputs,
@@ -26,7 +25,7 @@ def cuts_by_magnitude(
         round_to: Keep a multiple of this many channels; None keeps any number.
 
     Returns:
-        One cut a group.
+        One cut a group, and what could not be followed.
     """
     choose = partial(least, ratio=ratio, round_to=round_to)
     return propose(model, example, tp.importance.GroupMagnitudeImportance(p=2), choose)
