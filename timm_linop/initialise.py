@@ -68,7 +68,7 @@ def draw(
     groups, channels, _ = unfolded.shape
     here: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device
     if init == "orthogonal":
-        eye = torch.eye(channels, **here).expand(groups, -1, -1)
+        eye = torch.eye(channels, **here).repeat(groups, 1, 1)
         f = eye if compact else _orthonormal(groups, width, channels, generator)
         return f, f.mT
     if init == "normal":

@@ -59,9 +59,6 @@ class KeptProduct:
     def __deepcopy__(self, memo: object) -> KeptProduct:
         return KeptProduct()
 
-    def __reduce__(self) -> tuple[type[KeptProduct], tuple[()]]:
-        return KeptProduct, ()
-
 
 def can_be_kept(factors: tuple[Tensor, ...]) -> bool:
     """Tell whether changes of these tensors can be seen, so that their product may be kept.
