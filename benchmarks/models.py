@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from timm_linop.chain import chain_of, factors_of
+from timm_linop.expanded import chain_of, factors_of
 
 SIZES = (64, 96, 128, 160, 192, 224, 256)
 LARGEST = 512  # attention over two images of 1024 pixels takes more than 20 GB to train

@@ -17,16 +17,9 @@ from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdCon
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timm_linop.chain import (
-    ConvChain,
-    DenseChain,
-    chain_for,
-    chain_of,
-    contract_layer,
-    expand_layer,
-    factors_of,
-)
+from timm_linop.chain import ConvChain, DenseChain, chain_for
 from timm_linop.errors import ExpansionError
+from timm_linop.expanded import chain_of, contract_layer, expand_layer, factors_of
 from timm_linop.initialise import INITS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
-from timm_linop.chain import chain_of
 from timm_linop.errors import ExpansionError, UnknownLayerError
 from timm_linop.expand import audit, contract, expand, is_expanded
+from timm_linop.expanded import chain_of
 
 from .test_chain import TOLERANCE, relative
 

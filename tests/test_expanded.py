@@ -13,8 +13,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from timm_linop.chain import chain_of, factors_of
 from timm_linop.expand import audit, contract, expand, is_expanded
+from timm_linop.expanded import chain_of, factors_of
 
 from .test_chain import relative
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from timm_linop.chain import ConvChain, DenseChain, LinearChain, chain_for, expand_layer, factors_of
+from timm_linop.chain import ConvChain, DenseChain, LinearChain, chain_for
 from timm_linop.expand import expand
+from timm_linop.expanded import expand_layer, factors_of
 from timm_linop.initialise import INITS
 
 WEIGHTS = {

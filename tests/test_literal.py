@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from timm_linop.chain import chain_for, chain_of, expand_layer, factors_of
+from timm_linop.chain import chain_for
 from timm_linop.errors import ExpansionError
+from timm_linop.expanded import chain_of, expand_layer, factors_of
 from timm_linop.initialise import INITS
 from timm_linop.literal import as_layers
 

@@ -25,16 +25,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from .errors import ExpansionError
 from .initialise import draw
+from .kept import KeptProduct, can_be_kept
 
 
 class LinearChain(nn.Module, ABC):
@@ -44,23 +45,51 @@ class LinearChain(nn.Module, ABC):
         rate: Expansion rate ``r >= 1``: how many times wider the inner layers are.
         init: How ``A`` and ``B`` are drawn, one of `initialise.INITS`.
         seed: Seed of the draw; the same seed gives the same factors on every device.
+        compact: Square outer factors, which move the weight as the wide ones under SGD.
     """
 
-    def __init__(self, rate: float, init: str, seed: int) -> None:
+    def __init__(self, rate: float, init: str, seed: int, compact: bool = False) -> None:
         super().__init__()
-        self.rate, self.init, self.seed = rate, init, seed
+        self.rate, self.init, self.seed, self.compact = rate, init, seed, compact
         self.slim_loader: RemovableHandle  # set by expand_layer
+        self._kept = KeptProduct()
+
+    def forward(self, *factors: Tensor) -> Tensor:
+        """Contract: the factors' product, in eval mode kept while they do not change."""
+        if self.training or not can_be_kept(factors):
+            return self.compose(*factors)
+        return self._kept.of(factors, self.compose)
+
+    def train(self, mode: bool = True) -> LinearChain:
+        """Forget what eval mode kept."""
+        self._kept.forget()
+        return super().train(mode)
+
+    compose: Callable[..., Tensor]  # multiplies the factors, first layer first
 
     @abstractmethod
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
         """Expand: factors whose product is ``weight``, first layer first."""
+
+    @staticmethod
+    def shape_of(a: Tensor, *others: Tensor) -> tuple[int, ...]:
+        """The composed weight's shape, without composing it."""
+        *middle, b = others
+        kernel = [size for c in middle for size in c.shape[2:]]
+        return b.shape[0], a.shape[1], *kernel
 
     def extra_repr(self) -> str:
         """Show the settings where PyTorch prints the module."""
         return f"rate={self.rate}, init={self.init!r}"
 
     def _width(self, channels: int) -> int:
+        """Rows of a drawn factor; a compact one is drawn as the wide one, then cut down to it."""
         return math.ceil(round(self.rate * channels, 9))  # 1.1 * 50 is 55.00000000000001
+
+    def _solving(self, weight: Tensor) -> torch.dtype:
+        """Where the inverses are orthonormal, float32 loses no more than storing the factors."""
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        return exact if self.init == "orthogonal" else torch.float64
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
@@ -84,11 +113,13 @@ class ConvChain(LinearChain):
         True
     """
 
-    def __init__(self, rate: float, init: str, seed: int, groups: int) -> None:
-        super().__init__(rate, init, seed)
+    def __init__(
+        self, rate: float, init: str, seed: int, groups: int, compact: bool = False
+    ) -> None:
+        super().__init__(rate, init, seed, compact)
         self.groups = groups
 
-    def forward(
+    def compose(
         self,
         a: Float[Tensor, "gp m"],
         c: Float[Tensor, "gq p *kernel"],
@@ -103,20 +134,21 @@ class ConvChain(LinearChain):
 
     @torch.no_grad()
     def right_inverse(self, weight: Float[Tensor, "n m *kernel"]) -> tuple[Tensor, ...]:
-        """Expand (Eq. 4): draw ``A`` and ``B``, solve ``C = B+ W A+``; all in float64."""
+        """Expand (Eq. 4): draw ``A`` and ``B``, solve ``C = B+ W A+``."""
         n, m, *kernel = weight.shape
         p, q = self._width(m), self._width(n // self.groups)
         if weight.is_meta:
+            p, q = (m, n // self.groups) if self.compact else (p, q)
             shapes = (self.groups * p, m), (self.groups * q, p, *kernel), (n, q)
             return tuple(weight.new_empty(shape) for shape in shapes)
         w = weight.detach().to("cpu", torch.float64).reshape(self.groups, -1, m, math.prod(kernel))
-        generator = self._generator()
         inputs, outputs = w.transpose(1, 2).flatten(2), w.flatten(2)  # g x m' x .., g x n' x ..
-        a, a_inverse = draw(self.init, inputs, p, fan_in=m, share=1 / 3, generator=generator)
-        b_t, b_inverse_t = draw(self.init, outputs, q, fan_in=q, share=1 / 3, generator=generator)
+        options: Any = {"share": 1 / 3, "compact": self.compact, "generator": self._generator()}
+        a, a_inverse = draw(self.init, inputs, p, fan_in=m, **options)
+        b_t, b_inverse_t = draw(self.init, outputs, q, fan_in=q, **options)
         b, b_inverse = b_t.transpose(1, 2), b_inverse_t.transpose(1, 2)
-        c = _product(b_inverse, w, a_inverse)
-        factors = a.flatten(0, 1), c.reshape(-1, p, *kernel), b.flatten(0, 1)
+        c = _product(*(factor.to(self._solving(weight)) for factor in (b_inverse, w, a_inverse)))
+        factors = a.flatten(0, 1), c.reshape(-1, a.shape[1], *kernel), b.flatten(0, 1)
         return tuple(_like(factor, weight) for factor in factors)
 
 
@@ -129,7 +161,7 @@ class DenseChain(LinearChain):
         [(8, 4), (10, 8)]
     """
 
-    def forward(self, a: Float[Tensor, "p m"], b: Float[Tensor, "n p"]) -> Float[Tensor, "n m"]:
+    def compose(self, a: Float[Tensor, "p m"], b: Float[Tensor, "n p"]) -> Float[Tensor, "n m"]:
         """Contract: ``W = B A``."""
         with _no_autocast(a.device):
             weight = _exact(b) @ _exact(a)
@@ -137,17 +169,22 @@ class DenseChain(LinearChain):
 
     @torch.no_grad()
     def right_inverse(self, weight: Float[Tensor, "n m"]) -> tuple[Tensor, ...]:
-        """Expand: draw ``A`` with ``A+ A = I``, solve ``B = W A+``; all in float64."""
+        """Expand: draw ``A`` with ``A+ A = I``, solve ``B = W A+``."""
         n, m = weight.shape
         p = self._width(m)
         if weight.is_meta:
+            p = m if self.compact else p
             return weight.new_empty(p, m), weight.new_empty(n, p)
         w = weight.detach().to("cpu", torch.float64)[None]
-        a, a_inverse = draw(self.init, w.mT, p, fan_in=m, share=1 / 2, generator=self._generator())
-        return _like(a[0], weight), _like((w @ a_inverse)[0], weight)
+        options: Any = {"share": 1 / 2, "compact": self.compact, "generator": self._generator()}
+        a, a_inverse = draw(self.init, w.mT, p, fan_in=m, **options)
+        solving = self._solving(weight)
+        return _like(a[0], weight), _like((w.to(solving) @ a_inverse.to(solving))[0], weight)
 
 
-def chain_for(module: nn.Module, rate: float, init: str, seed: int) -> LinearChain:
+def chain_for(
+    module: nn.Module, rate: float, init: str, seed: int, compact: bool = False
+) -> LinearChain:
     """Choose the chain of a convolution or linear layer.
 
     Args:
@@ -156,6 +193,7 @@ def chain_for(module: nn.Module, rate: float, init: str, seed: int) -> LinearCha
         rate: Expansion rate ``r >= 1``.
         init: One of `initialise.INITS`.
         seed: Seed of the draw.
+        compact: Square outer factors, see `LinearChain`.
 
     Returns:
         The chain, not yet registered.
@@ -168,105 +206,13 @@ def chain_for(module: nn.Module, rate: float, init: str, seed: int) -> LinearCha
         'DenseChain'
     """
     if isinstance(module, nn.Linear):
-        return DenseChain(rate, init, seed)
+        return DenseChain(rate, init, seed, compact)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return ConvChain(rate, init, seed, module.groups)
+        return ConvChain(rate, init, seed, module.groups, compact)
     raise ExpansionError(
         f"{type(module).__name__} has no linear chain: only Conv1d/2d/3d and Linear layers have "
         "one. Leave it out with exclude=[...]."
     )
-
-
-def chain_of(module: nn.Module) -> LinearChain | None:
-    """Return the chain a module's weight is made by, or None.
-
-    Example:
-        >>> chain_of(nn.Linear(4, 2)) is None
-        True
-    """
-    if not parametrize.is_parametrized(module, "weight"):
-        return None
-    first = module.parametrizations["weight"][0]  # type: ignore[index]
-    return first if isinstance(first, LinearChain) else None
-
-
-def factors_of(module: nn.Module) -> tuple[Tensor, ...]:
-    """Return an expanded module's factors, first layer first: ``(A, C, B)`` or ``(A, B)``.
-
-    Args:
-        module: A module that `chain_of` knows.
-
-    Returns:
-        The parameters themselves, not copies.
-
-    Example:
-        >>> from timm_linop.expand import expand
-        >>> [tuple(factor.shape) for factor in factors_of(expand(nn.Linear(4, 2), rate=2))]
-        [(8, 4), (2, 8)]
-    """
-    originals: Any = module.parametrizations["weight"]  # type: ignore[index]
-    return tuple(getattr(originals, f"original{i}") for i in range(originals.ntensors))
-
-
-def expand_layer(module: nn.Module, chain: LinearChain) -> None:
-    """Let ``chain`` make the module's weight, starting from the weight it has.
-
-    Args:
-        module: A plain convolution or linear layer.
-        chain: Its chain, from `chain_for`.
-
-    Example:
-        >>> layer = nn.Linear(4, 2)
-        >>> expand_layer(layer, chain_for(layer, rate=2, init="orthogonal", seed=0))
-        >>> sorted(name for name, _ in layer.named_parameters())
-        ['bias', 'parametrizations.weight.original0', 'parametrizations.weight.original1']
-    """
-    with torch.inference_mode(False):  # a tensor born in inference mode could never be trained
-        parametrize.register_parametrization(module, "weight", chain)
-    chain.slim_loader = module.register_load_state_dict_pre_hook(_factor_incoming_weight)
-
-
-def contract_layer(module: Any) -> None:
-    """Put the factors' product in the chain's place; the module is as it was before `expand_layer`.
-
-    Args:
-        module: An expanded layer.
-
-    Example:
-        >>> layer = nn.Linear(4, 2)
-        >>> expand_layer(layer, chain_for(layer, rate=2, init="orthogonal", seed=0))
-        >>> contract_layer(layer)
-        >>> list(layer.state_dict())
-        ['weight', 'bias']
-    """
-    chain = chain_of(module)
-    assert chain is not None
-    chain.slim_loader.remove()
-    trainable = any(factor.requires_grad for factor in factors_of(module))
-    with torch.inference_mode(False):
-        weight = nn.Parameter(module.weight.detach(), requires_grad=trainable)
-    # torch takes the property off the class, which deep copies share: a class of its own first.
-    cls = type(module)
-    module.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
-    parametrize.remove_parametrizations(module, "weight")
-    del module.weight
-    module.weight = weight
-    # It was appended, but slim state dicts begin with the weight.
-    for name in [key for key in module._parameters if key != "weight"]:
-        module._parameters[name] = module._parameters.pop(name)
-
-
-def _factor_incoming_weight(
-    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
-) -> None:
-    """Let an expanded layer load a slim checkpoint: factor the weight that comes in."""
-    chain = chain_of(module)
-    weight = state_dict.get(f"{prefix}weight")
-    if chain is None or weight is None or weight.shape != module.weight.shape:
-        return
-    del state_dict[f"{prefix}weight"]
-    for i, factor in enumerate(chain.right_inverse(weight)):
-        state_dict[f"{prefix}parametrizations.weight.original{i}"] = factor
 
 
 def _exact(factor: Tensor) -> Tensor:

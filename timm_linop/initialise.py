@@ -3,13 +3,16 @@
 All draws are ``U diag(s) V^T`` with orthonormal ``U`` and ``V``, so each left inverse is
 written down, ``V diag(1/s) U^T``, rather than solved for:
 
-==============  ==============  ==================================  ====================
-init            ``U``           ``s``                               ``V``
-==============  ==============  ==================================  ====================
-``orthogonal``  Haar, by QR     ones: conditioning 1                identity
-``normal``      of a Gaussian   of the same Gaussian                of the same Gaussian
-``balanced``    Haar, by QR     the weight's own, to the share      of the weight
-==============  ==============  ==================================  ====================
+==============  ===============  ==================================  ====================
+init            ``U``            ``s``                               ``V``
+==============  ===============  ==================================  ====================
+``orthogonal``  Hartley, mixed   ones: conditioning 1                identity
+``normal``      of a Gaussian    of the same Gaussian                of the same Gaussian
+``balanced``    Hartley, mixed   the weight's own, to the share      of the weight
+==============  ===============  ==================================  ====================
+
+``U`` turns the chain's inner space, and SGD does not see such a turn: it moves the composed weight
+as if ``U`` were ``V``, whatever the rate. A compact chain leaves it out (`docs/cost.md`).
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ def draw(
     *,
     fan_in: int,
     share: float,
+    compact: bool,
     generator: torch.Generator,
-) -> tuple[Float[Tensor, "g width c"], Float[Tensor, "g c width"]]:
+) -> tuple[Float[Tensor, "g rows c"], Float[Tensor, "g c rows"]]:
     """Draw a tall factor ``F`` and its left inverse, ``F+ F = I_c``, in float64.
 
     ``A`` is such a factor of the input channels, ``B`` the transpose of one of the output channels.
@@ -47,6 +51,7 @@ def draw(
         width: Rows of the factor, at least ``c``.
         fan_in: Inputs of the layer the factor stands for; ``normal`` draws with variance 1/fan_in.
         share: Power of the weight's singular values that ``balanced`` gives to this factor.
+        compact: Leave out ``U``: ``V diag(s) V^T``, with as few rows as columns.
         generator: Where the noise comes from.
 
     Returns:
@@ -55,23 +60,44 @@ def draw(
     Example:
         >>> generator = torch.Generator().manual_seed(0)
         >>> weight = torch.ones(1, 2, 5, dtype=torch.float64)
-        >>> f, inverse = draw("normal", weight, 6, fan_in=2, share=1 / 3, generator=generator)
+        >>> options = {"fan_in": 2, "share": 1 / 3, "compact": False, "generator": generator}
+        >>> f, inverse = draw("normal", weight, 6, **options)
         >>> torch.allclose(inverse @ f, torch.eye(2, dtype=torch.float64))
         True
     """
     groups, channels, _ = unfolded.shape
     here: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device
-    noise = torch.randn(groups, width, channels, generator=generator, **here)
+    if init == "orthogonal":
+        eye = torch.eye(channels, **here).repeat(groups, 1, 1)
+        f = eye if compact else _orthonormal(groups, width, channels, generator)
+        return f, f.mT
     if init == "normal":
+        noise = torch.randn(groups, width, channels, generator=generator, **here)
         u, s, vh = torch.linalg.svd(noise / math.sqrt(fan_in), full_matrices=False)
     else:
-        u, vh = torch.linalg.qr(noise).Q, torch.eye(channels, **here)
-        s = torch.ones(groups, channels, **here)
-    if init == "balanced":
         squares, vectors = torch.linalg.eigh(unfolded @ unfolded.mT)
         s, vh = squares.clamp(min=0).sqrt() ** share, vectors.mT
+        u = _orthonormal(groups, width, channels, generator)
+    u = vh.mT if compact else u
     s = _well_conditioned(s)[:, None]
     return (u * s) @ vh, vh.mT @ (u / s).mT
+
+
+def _orthonormal(
+    groups: int, width: int, columns: int, generator: torch.Generator
+) -> Float[Tensor, "g width columns"]:
+    """Draw orthonormal columns: those of Hartley's transform, their signs and the rows' mixed.
+
+    A QR of a Gaussian, which is as orthonormal, takes minutes for the widest layers.
+    """
+    here: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+    angles = torch.arange(width, **here) * (2 * math.pi / width)
+    places = torch.arange(width, device="cpu")
+    values = (angles.cos() + angles.sin()) / math.sqrt(width)
+    hartley = values[places[:, None] * places[:columns] % width]
+    mixed = torch.rand(groups, width, generator=generator, device="cpu").argsort(dim=1)
+    signs = torch.randn(groups, width + columns, generator=generator, **here).sign()
+    return hartley[mixed] * signs[:, :width, None] * signs[:, None, width:]
 
 
 def _well_conditioned(s: Float[Tensor, "g c"]) -> Float[Tensor, "g c"]:

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .chain import LinearChain, chain_of, factors_of
+from .chain import LinearChain
+from .expanded import chain_of, factors_of, slim_shape
 
 _KINDS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 BARE = "Parameter"  # the `LayerReport.kind` of a weight that no layer calls its own
@@ -90,6 +91,9 @@ def layers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if isinstance(module, LinearChain | parametrize.ParametrizationList):
             continue
+        if chain_of(module) is not None:
+            yield name, module
+            continue
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and (weight.ndim > 1 or _is_lazy(weight)):
             yield name, module
@@ -134,9 +138,11 @@ def _reason(layer: nn.Module, holders: Counter[int]) -> str:
 
 def _report(name: str, layer: nn.Module, reason: str) -> LayerReport:
     chain = chain_of(layer)
-    weight: Any = layer.weight
-    shape = () if _is_lazy(weight) else tuple(weight.shape)
-    factors = None if chain is None else tuple(tuple(f.shape) for f in factors_of(layer))
+    if chain is not None:
+        shape, factors = slim_shape(layer), tuple(tuple(f.shape) for f in factors_of(layer))
+    else:
+        weight: Any = layer.weight
+        shape, factors = () if _is_lazy(weight) else tuple(weight.shape), None
     before = math.prod(shape)
     after = before if factors is None else sum(math.prod(f) for f in factors)
     # register_parametrization makes a subclass called Parametrized<Class>.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .chain import chain_of, contract_layer, factors_of
 from .errors import ExpansionError
+from .expanded import chain_of, contract_layer, factors_of
 
 
 def as_layers(module: Any) -> nn.Sequential:

@@ -16,6 +16,7 @@ from .data import ImageData, check_fits
 from .distill import Teacher
 from .errors import CheckpointError, LinOPError, RecipeError
 from .expand import check_settings, expand
+from .optim import is_plain_sgd
 from .recipe import ModelConfig, PruneRecipe, Recipe
 from .registry import build
 from .source import base_named_by, resolve, slim_folder
@@ -67,8 +68,8 @@ def make_student(recipe: Recipe, data: ImageData) -> tuple[nn.Module, nn.Module 
         start = _slim(recipe.model.pruned, recipe.model.model, args)
     _check_fits(student, data)
     if rate:
-        seed = recipe.run.seed
-        expand(student, rate, settings.init, settings.include, settings.exclude, seed)
+        layers, compact = (settings.include, settings.exclude), is_plain_sgd(recipe.optim)
+        expand(student, rate, settings.init, *layers, recipe.run.seed, compact)
     return student, start
 
 

@@ -32,6 +32,18 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimize
         ) from error
 
 
+def is_plain_sgd(optim: OptimConfig) -> bool:
+    """Tell whether compact chains train as wide ones: under SGD, with or without momentum.
+
+    Other optimisers treat each number of a factor by itself, and tell the two apart.
+
+    Example:
+        >>> is_plain_sgd(OptimConfig(opt="sgd")), is_plain_sgd(OptimConfig(opt="adamw"))
+        (True, False)
+    """
+    return optim.opt.lower() in ("sgd", "momentum", "nesterov")  # timm's names of torch's SGD
+
+
 def make_scheduler(optimizer: Any, schedule: ScheduleConfig, steps: int) -> Any:
     """Create timm's schedule, moved at every step.
 

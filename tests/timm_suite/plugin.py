@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import timm_linop  # noqa: F401  (registers the twins)
-from timm_linop.chain import chain_of
+from timm_linop.expanded import chain_of
 from timm_linop.structure import Structure
 
 from . import known, twins
