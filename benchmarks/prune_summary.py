@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 Row = dict[str, str]
+MUCH = 0.3  # of the parameters; a quarter stays where every width is halved
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -18,11 +19,12 @@ def summary(rows: Sequence[Row]) -> str:
     """
     pruned = [row for row in rows if row["parameters_after"]]
     partial = [row for row in pruned if _left(row) != ("0", "0")]
+    shown = [row for row in pruned if row in partial or _share(row) > MUCH]
     refused = [row for row in rows if not row["parameters_after"]]
     lines = [
         f"- {len(pruned)} of {len(rows)} architectures are pruned; "
-        f"{len(pruned) - len(partial)} in all of their groups of channels, {len(partial)} with "
-        "some groups left whole.",
+        f"{len(pruned) - len(partial)} in every group of channels that the graph shows, "
+        f"{len(partial)} with some groups left whole or not followed.",
         f"- {_count(pruned, 'reloads_bit_for_bit')} of them reload by name, in a new process, with "
         "the same logits bit for bit.",
         f"- {_count(pruned, 'trained_reloads_bit_for_bit')} are expanded, trained a step, "
@@ -30,9 +32,11 @@ def summary(rows: Sequence[Row]) -> str:
         f"- The largest error of the mask check is {_largest(pruned, 'mask_error')}, of the "
         f"expansion {_largest(pruned, 'expand_error')} (both in float64).",
         "",
-        "| left whole in part | groups left whole | layers not followed | parameters that stay |",
+        f"Those of which something was left, or more than {MUCH:.0%} of the parameters stay:",
+        "",
+        "| architecture | groups left whole | layers not followed | parameters that stay |",
         "|---|---|---|---|",
-        *(_partial_line(row) for row in partial),
+        *(_partial_line(row) for row in shown),
     ]
     if refused:
         lines += ["", "| refused | why |", "|---|---|", *(_refused_line(row) for row in refused)]
@@ -48,10 +52,13 @@ def _largest(rows: Sequence[Row], column: str) -> str:
 
 
 def _partial_line(row: Row) -> str:
-    share = int(row["parameters_after"]) / int(row["parameters_before"])
     whole, lost = _left(row)
     groups = f"{whole} of {row['groups']}"
-    return f"| {row['architecture']} | {groups} | {lost} | {share:.0%} |"
+    return f"| {row['architecture']} | {groups} | {lost} | {_share(row):.0%} |"
+
+
+def _share(row: Row) -> float:
+    return int(row["parameters_after"]) / int(row["parameters_before"])
 
 
 def _left(row: Row) -> tuple[str, str]:

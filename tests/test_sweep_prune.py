@@ -69,7 +69,7 @@ def test_the_summary_counts() -> None:
         row("b", **{**whole, "groups_left_whole": "1", "mask_error": "1e-15"}),
     ]
     said = summary([*rows, row("c", reason="prune: why")])
-    assert "3 of 4 architectures are pruned; 1 in all of their groups" in said
+    assert "3 of 4 architectures are pruned; 1 in every group of channels" in said
     assert "| lost | 0 of 4 | 2 | 25% |" in said
     assert "| b | 1 of 4 | 0 | 25% |" in said and "| c | why |" in said and "is 1e-15" in said
 

@@ -3,7 +3,7 @@
 Importing it registers ``linop_X`` in timm for every architecture X.
 
     import timm, timm_linop
-    model = timm.create_model("linop_mobilenetv2", pruned="runs/pruned")   # exact wide twin
+    model = timm.create_model("linop_mobilenetv2_050", pruned="runs/pruned")  # exact wide twin
     timm_linop.contract(model)                                             # slim again
 """
 
