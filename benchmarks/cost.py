@@ -36,6 +36,7 @@ from torch import nn
 
 import timm_linop
 from benchmarks import cost_works as works
+from benchmarks.cost_summary import figure, summary
 from benchmarks.cost_works import WORKLOADS, Workload
 from benchmarks.side_by_side import medians, seconds_of
 from timm_linop.bench import machine
@@ -216,7 +217,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--summary", action="store_true", help="print what the rows say")
     args = parser.parse_args(arguments)
+    if args.summary:
+        print(summary(read(args.output)))
+        return 0
     told = machine()
     print(", ".join(f"{key} {value}" for key, value in told.items()))
     for section in args.only:
@@ -232,6 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = [row for row in read(args.output) if row["section"] != section]
         write([*kept, *found], args.output)
         _note_machine(args.output.with_suffix(".json"), section, told)
+    grown = [row for row in read(args.output) if row["section"] == "growth"]
+    if grown:
+        figure(grown, args.output.with_name("cost_growth.png"))
     return 0
 
 
