@@ -158,7 +158,7 @@ REFUSED = {
     "nothing to train": ([], "RecipeError: nothing to train"),
     "missing folder": (
         ["--pruned", "no/such", "--gamma", "0"],
-        "CheckpointError: no/such is no folder",
+        "CheckpointError: no/such does not exist; check the path",
     ),
     "teacher missing": (["--pruned", "PRUNED"], "RecipeError: gamma=3000 needs a teacher"),
     "rate below 1": (["--pruned", "PRUNED", "--gamma", "0", "--rate", "0.5"], "rate=0.5"),
