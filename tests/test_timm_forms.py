@@ -10,6 +10,7 @@ import pytest
 import torch
 from jaxtyping import config
 from safetensors.torch import load_file, save_file
+from torch.jit.frontend import FrontendError
 
 from tests.slims import CLASSES, images, slim, twin
 from tests.test_timm_contract import RATE, both_forms, families, made, relative_error
