@@ -16,7 +16,7 @@ def main(index: str, name: str) -> None:
     model = works.arm(name, workload)
     images, _ = works.batch_of(workload)
     with torch.no_grad():
-        model(images[:1])  # what libraries allocate once
+        model(images[:2])  # what libraries allocate once
     start = _reset()
     step = works.step_of(model, workload)
     step()

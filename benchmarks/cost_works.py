@@ -123,15 +123,15 @@ def distilled_step_of(model: nn.Module, workload: Workload, pairs: str) -> Calla
     """One step of training with SP-KD against the dense teacher."""
     teacher = copy.deepcopy(dense(workload.architecture)).to(DEVICE)
     optimizer, (images, targets) = optimizer_of(model), batch_of(workload)
-    names, similarity = paired_layers(model, teacher, pairs), SimilarityPreservingLoss(pairs)
+    names, loss = paired_layers(model, teacher, pairs), SimilarityPreservingLoss(pairs)
 
     def step() -> None:
         optimizer.zero_grad()
-        with Taps(teacher, names) as theirs, torch.no_grad():
+        with Taps(teacher, names, loss.grams) as theirs, torch.no_grad():
             teacher(images)
-        with Taps(model, names) as own:
+        with Taps(model, names, loss.grams) as own:
             task = F.cross_entropy(model(images), targets)
-        (task + 3000 * similarity(own, theirs)).backward()
+        (task + 3000 * loss.compare(own, theirs)).backward()
         optimizer.step()
 
     return step

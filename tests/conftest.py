@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 # imported; an int passes for a float, as for any type checker. (The pytest option of jaxtyping
 # cannot pass that setting on to beartype together with more than one module.)
 install_import_hook(
-    [f"timm_linop.{module}" for module in ("chain", "initialise", "distill")],
+    [f"timm_linop.{module}" for module in ("chain", "initialise", "distill", "gram")],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from torch import Tensor
 
-from timm_linop.distill import SimilarityPreservingLoss, similarity
+from timm_linop.distill import SimilarityPreservingLoss
 from timm_linop.errors import RecipeError
+from timm_linop.gram import similarity
 
 Matrix = list[list[float]]
 

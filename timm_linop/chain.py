@@ -236,10 +236,21 @@ def _product(
     b: Float[Tensor, "g n q"], c: Float[Tensor, "g q p k"], a: Float[Tensor, "g p m"]
 ) -> Float[Tensor, "g n m k"]:
     """Multiply ``B C A`` per kernel position ``k``, the cheaper pair first."""
-    (_, n, q), (_, p, m) = b.shape, a.shape
+    (_, n, q), (_, p, m), k = b.shape, a.shape, c.shape[3]
     if n * p * (q + m) <= m * q * (p + n):
-        return torch.einsum("gotk,gti->goik", torch.einsum("gos,gstk->gotk", b, c), a)
-    return torch.einsum("gos,gsik->goik", b, torch.einsum("gstk,gti->gsik", c, a))
+        return _times_inputs((b @ c.flatten(2)).view(-1, n, p, k), a)
+    return (b @ _times_inputs(c, a).flatten(2)).view(-1, n, m, k)
+
+
+def _times_inputs(
+    x: Float[Tensor, "g o p k"], a: Float[Tensor, "g p m"]
+) -> Float[Tensor, "g o m k"]:
+    """Multiply by ``A`` per kernel position; pointwise and depthwise kernels need no permuting."""
+    if x.shape[3] == 1:
+        return (x.squeeze(3) @ a).unsqueeze(3)
+    if x.shape[1] == 1:
+        return (a.mT @ x.squeeze(1)).unsqueeze(1)
+    return torch.einsum("gotk,gti->goik", x, a)
 
 
 def _like(factor: Tensor, weight: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ the batch, not with its square, and ``gamma`` keeps its meaning when the batch g
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -26,12 +27,12 @@ from timm.models import group_modules
 from torch import Tensor, nn
 
 from .errors import RecipeError, UnknownLayerError, close_names
+from .gram import gram, rows_to_norm_1
 
 PAIRS = ("all", "blocks", "stages", "last")
 _SHORTCUTS = ("downsample", "shortcut")
 # timm's channel gates, which stand after a block's last convolution and are not its output.
 _GATES = ("SEModule", "SqueezeExcite", "EffectiveSEModule", "EcaModule", "CecaModule")
-_NOTHING = 1e-12  # a norm below this is that of an image without activations
 
 
 class SimilarityPreservingLoss(nn.Module):
@@ -88,52 +89,61 @@ class SimilarityPreservingLoss(nn.Module):
         Raises:
             RecipeError: If there are no pairs, or the two sides saw different numbers of images.
         """
+        grams = [{name: self.grams(side[name]) for name in student} for side in (student, teacher)]
+        return self.compare(*grams)
+
+    def grams(self, activation: Float[Tensor, "b *rest"]) -> tuple[Tensor, ...]:
+        """Take the Gram matrices ``G~`` of a batch's sub-batches (Eq. 8, 9).
+
+        A hook that does so lets go of the activation, which is thousands of times larger.
+
+        Args:
+            activation: What a layer gave for ``b`` images, of any shape after the first axis.
+
+        Returns:
+            Sub-batches of one size stacked, ``parts x c x c``; two stacks where ``b`` is uneven.
+        """
+        parts = math.ceil(len(activation) / self.sub_batch)
+        size, longer = divmod(len(activation), parts)
+        cut = longer * (size + 1)
+        stacks = ((activation[:cut], size + 1), (activation[cut:], size))
+        return tuple(gram(rows.unflatten(0, (-1, c))) for rows, c in stacks if len(rows))
+
+    def compare(
+        self, student: Mapping[str, tuple[Tensor, ...]], teacher: Mapping[str, tuple[Tensor, ...]]
+    ) -> Float[Tensor, ""]:
+        """Compare what `grams` took of both sides (Eq. 10, 11); see `forward`."""
         if not student:
             raise RecipeError("SP-KD has no pairs of layers; choose other pairs, or gamma=0.")
-        for name, activation in student.items():
-            if len(activation) != len(teacher[name]):
-                raise RecipeError(
-                    f"SP-KD compares the same images, but {name!r} holds {len(activation)} rows of "
-                    f"the student and {len(teacher[name])} of the teacher; give both one batch."
-                )
-        losses = [self._pair(student[name], teacher[name]) for name in student]
-        total = torch.stack(losses).sum()
-        return total / len(losses) if self.reduction == "mean" else total
-
-    def _pair(self, student: Tensor, teacher: Tensor) -> Tensor:
-        parts = math.ceil(len(student) / self.sub_batch)
-        losses = [
-            (similarity(t) - similarity(s)).square().sum() / len(s) ** 2
-            for s, t in zip(student.tensor_split(parts), teacher.tensor_split(parts), strict=True)
-        ]
-        return torch.stack(losses).mean()
+        _check_same_images(student, teacher)
+        # Matrices of one size are compared at once: theirs are the smallest of all operations.
+        stacks = defaultdict(list)
+        for name in student:
+            parts = sum(map(len, student[name]))
+            for s, t in zip(student[name], teacher[name], strict=True):
+                stacks[s.shape[-1]].append((s, t, s.new_full((len(s),), 1 / parts)))
+        total = torch.stack([_stack_loss(*zip(*stack, strict=True)) for stack in stacks.values()])
+        return total.sum() / len(student) if self.reduction == "mean" else total.sum()
 
 
-def similarity(activation: Float[Tensor, "b *rest"]) -> Float[Tensor, "b b"]:
-    """Row-normalised Gram matrix ``G`` of a batch of activations (Eq. 8-10).
+def _check_same_images(
+    student: Mapping[str, tuple[Tensor, ...]], teacher: Mapping[str, tuple[Tensor, ...]]
+) -> None:
+    for name in student:
+        rows = [sum(g.shape[0] * g.shape[1] for g in side[name]) for side in (student, teacher)]
+        if rows[0] != rows[1]:
+            raise RecipeError(
+                f"SP-KD compares the same images, but {name!r} holds {rows[0]} rows of "
+                f"the student and {rows[1]} of the teacher; give both one batch."
+            )
 
-    In float32 or better, outside autocast, and scaled first: the Gram matrix of half-precision
-    activations overflows (float16) or loses the loss in its rounding (bfloat16).
 
-    Args:
-        activation: What a layer gave for ``b`` images, of any shape after the first axis.
-
-    Returns:
-        ``G``, whose rows have L2 norm 1.
-
-    Example:
-        >>> similarity(torch.eye(2))
-        tensor([[1., 0.],
-                [0., 1.]])
-    """
-    with torch.autocast(activation.device.type, enabled=False):
-        q = activation.to(torch.promote_types(activation.dtype, torch.float32)).flatten(1)
-        # G does not change with one scale for all rows, so neither does its gradient.
-        q = q / q.detach().abs().max().clamp_min(torch.finfo(q.dtype).tiny)
-        gram = q @ q.T
-        norms = gram.norm(dim=1, keepdim=True)
-        # An image that activates nothing has no likeness to move: its row and gradient are zero.
-        return gram / norms.where(norms > _NOTHING, torch.inf)
+def _stack_loss(
+    student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], weights: tuple[Tensor, ...]
+) -> Tensor:
+    """Sum ``||G_T - G_S||_F^2 / c^2`` over sub-batches of ``c`` images, each by its weight."""
+    s, t = rows_to_norm_1(torch.cat(student)), rows_to_norm_1(torch.cat(teacher))
+    return (torch.cat(weights) * (t - s).square().mean((1, 2))).sum()
 
 
 def paired_layers(student: nn.Module, teacher: nn.Module, pairs: str | Sequence[str]) -> list[str]:
@@ -199,6 +209,7 @@ class Taps:
     Args:
         model: Any model; under DistributedDataParallel, the module inside.
         names: Names of its layers.
+        see: What is kept of an output; None keeps it whole.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
@@ -208,17 +219,19 @@ class Taps:
         torch.Size([2, 3])
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        self.model, self.names = model, names
-        self.activations: dict[str, Tensor] = {}
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], see: Callable[[Tensor], Any] | None = None
+    ) -> None:
+        self.model, self.names, self.see = model, names, see
+        self.seen: dict[str, Any] = {}
 
-    def __enter__(self) -> dict[str, Tensor]:
+    def __enter__(self) -> dict[str, Any]:
         modules = [self.model.get_submodule(name) for name in self.names]  # all known, or no hook
         self._handles = [
             module.register_forward_hook(self._keep(name))
             for name, module in zip(self.names, modules, strict=True)
         ]
-        return self.activations
+        return self.seen
 
     def __exit__(
         self,
@@ -231,7 +244,7 @@ class Taps:
 
     def _keep(self, name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            self.activations[name] = output
+            self.seen[name] = output if self.see is None else self.see(output)
 
         return hook
 

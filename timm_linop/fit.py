@@ -80,12 +80,13 @@ class Objective:
             task = self.criterion(forward(images), targets)
             return Losses(task, task.detach(), torch.zeros_like(task).detach())
         with ExitStack() as taps:
-            own = taps.enter_context(Taps(self.student, self.layers))
-            theirs = taps.enter_context(Taps(self.teacher.model, self.layers))
+            see = self.similarity.grams
+            own = taps.enter_context(Taps(self.student, self.layers, see))
+            theirs = taps.enter_context(Taps(self.teacher.model, self.layers, see))
             with autocast:
                 self.teacher(images)
             task = self.criterion(forward(images), targets)
-        sp = self.similarity(own, theirs)
+        sp = self.similarity.compare(own, theirs)
         return Losses(task + self.gamma * sp, task.detach(), sp.detach())
 
 
