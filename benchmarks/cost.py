@@ -6,7 +6,8 @@ replace their rows. Sections:
 
 =========== ======================================================================================
 step        one training step: the literal chain, composed chains and compact ones against vanilla
-memory      the process's peak while training, likewise
+accumulate  a step over many small batches, composed once or each time, against vanilla
+memory      the process's peak while training, against vanilla; expected: 1 + the factors' own state
 distill     a step with SP-KD against its floor, vanilla step + teacher forward; by batch and pairs
 expand      seconds of expand and contract
 evaluate    forward in eval mode: expanded, and reloaded from a folder, against the pruned model
@@ -38,8 +39,8 @@ import timm_linop
 from benchmarks import cost_works as works
 from benchmarks.cost_summary import figure, summary
 from benchmarks.cost_works import WORKLOADS, Workload
-from benchmarks.side_by_side import medians, seconds_of
-from timm_linop.bench import machine
+from timm_linop.bench import machine, medians, seconds_of
+from timm_linop.distill import paired_layers
 
 RESULTS = Path(__file__).with_name("results") / "cost.csv"
 GROWTH_WIDTHS, GROWTH_POSITIONS = (32, 128, 512), (64, 256, 1024, 4096)
@@ -85,11 +86,26 @@ def step() -> Iterator[Row]:
         gc.collect()
 
 
+def accumulate() -> Iterator[Row]:
+    """A step over 256 images in batches of 16."""
+    workload, batches = WORKLOADS[3], 256 // WORKLOADS[3].batch
+    arms = {}
+    for name in ("vanilla", "compact", "wide"):
+        model = works.arm(name, workload)
+        arms[name] = works.accumulated_step_of(model, workload, batches, once=name != "vanilla")
+    times = medians(arms, repeats=3)
+    yield from rows_against("accumulate", f"{workload} x {batches}", times, "vanilla")
+
+
 def memory() -> Iterator[Row]:
     """The peak of a process that trains two steps, above what it held before the first."""
     for index, workload in enumerate(WORKLOADS):
-        peaks = {name: _peak(index, name) for name in ("vanilla", "compact", "wide", "literal")}
-        yield from rows_against("memory", workload, peaks, "vanilla")
+        names = ("vanilla", "compact", "wide", "literal")
+        peaks = {name: _peak(index, name) for name in names}
+        held = {name: works.state_bytes(works.arm(name, workload)) for name in names}
+        for row in rows_against("memory", workload, peaks, "vanilla"):
+            extra = (held[row.arm] - held["vanilla"]) / peaks["vanilla"]
+            yield Row(**{**asdict(row), "expected": 1 + extra})
 
 
 def _peak(index: int, name: str) -> float:
@@ -116,8 +132,9 @@ def distill() -> Iterator[Row]:
         arms = {"floor": floor}
         for pairs in ("last", "stages", "blocks", "all"):
             model = works.arm("compact", workload)
-            arms[f"linop, {pairs}"] = works.distilled_step_of(model, workload, pairs)
-        times = medians(arms, repeats=5)
+            count = len(paired_layers(model, works.dense(workload.architecture), pairs))
+            arms[f"{pairs} ({count})"] = works.distilled_step_of(model, workload, pairs)
+        times = medians(arms, repeats=7)
         yield from rows_against("distill", workload, times, "floor")
 
 
@@ -183,7 +200,7 @@ def _layer_step(layer: nn.Module, images: torch.Tensor) -> works.Callable[[], No
     return step
 
 
-SECTIONS = {f.__name__: f for f in (step, memory, distill, expand, evaluate, growth)}
+SECTIONS = {f.__name__: f for f in (step, accumulate, memory, distill, expand, evaluate, growth)}
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -228,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = []
         for row in SECTIONS[section]():
             found.append(asdict(row))
-            expected = "" if row.expected is None else f"  by multiply-adds {row.expected:.2f}"
+            expected = "" if row.expected is None else f"  expected {row.expected:.2f}"
             print(
                 f"{row.section:9} {row.workload:34} {row.arm:14} {row.value:12.4g} "
                 f"{row.ratio:7.3f} x {row.baseline}{expected}",

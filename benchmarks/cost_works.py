@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -105,6 +106,27 @@ def step_of(model: nn.Module, workload: Workload) -> Callable[[], None]:
         optimizer.step()
 
     return step
+
+
+def accumulated_step_of(
+    model: nn.Module, workload: Workload, batches: int, once: bool
+) -> Callable[[], None]:
+    """One step of training over several batches, whose weights may be composed once for all."""
+    optimizer, (images, targets) = optimizer_of(model), batch_of(workload)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with timm_linop.composed_once(model) if once else nullcontext():
+            for _ in range(batches):
+                (F.cross_entropy(model(images), targets) / batches).backward()
+        optimizer.step()
+
+    return step
+
+
+def state_bytes(model: nn.Module) -> int:
+    """What a model's parameters, their gradients and SGD's momentum hold."""
+    return 3 * sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def teacher_forward(workload: Workload) -> Callable[[], Any]:

@@ -12,7 +12,7 @@ import torch
 from benchmarks import cost
 from benchmarks import cost_works as works
 from benchmarks.cost_summary import summary
-from benchmarks.side_by_side import medians
+from timm_linop.bench import medians
 
 
 def test_medians_tell_slow_from_quick_and_run_each_equally_often() -> None:

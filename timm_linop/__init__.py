@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .expand import audit, contract, expand
+from .once import composed_once
 from .registry import register_twins
 from .structure import Structure
 
@@ -25,6 +26,7 @@ __all__ = [
     "SimilarityPreservingLoss",
     "Structure",
     "audit",
+    "composed_once",
     "contract",
     "expand",
     "prune",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -164,14 +165,58 @@ def latencies_ms(
         if value < least:
             raise RecipeError(f"{what}={value} is out of range; give {least} or more.")
     inputs = {name: _images(model, input_size, batch_size) for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
+    passes = {name: partial(model, inputs[name]) for name, model in models.items()}
+    with ExitStack() as modes, torch.inference_mode():
+        for model in models.values():
+            modes.enter_context(_evaluating(model))
+        times = medians(passes, repeats, warmup)
+    return {name: 1e3 * seconds / batch_size for name, seconds in times.items()}
+
+
+def medians(
+    works: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1
+) -> dict[str, float]:
+    """Run pieces of work in turns, there and back, and take the median seconds of each.
+
+    Args:
+        works: Name to what is to be done.
+        repeats: Timed runs of each.
+        warmup: Runs of each before the clock starts.
+
+    Returns:
+        Median seconds by name.
+
+    Example:
+        >>> found = medians({"little": lambda: sum(range(9)), "much": lambda: sum(range(10**6))}, 3)
+        >>> found["little"] < found["much"]
+        True
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(warmup + repeats):
-        for name in list(models)[:: 1 if turn % 2 == 0 else -1]:
-            with _evaluating(models[name]), torch.inference_mode():
-                passed = _seconds(models[name], inputs[name])
+        for name in list(works)[:: 1 if turn % 2 == 0 else -1]:
+            passed = seconds_of(works[name])
             if turn >= warmup:
                 seconds[name].append(passed)
-    return {name: 1e3 * statistics.median(each) / batch_size for name, each in seconds.items()}
+    return {name: statistics.median(each) for name, each in seconds.items()}
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Time one run, waiting for an accelerator to have really done it.
+
+    Example:
+        >>> seconds_of(lambda: None) < 1
+        True
+    """
+    _wait()
+    start = time.perf_counter()
+    work()
+    _wait()
+    return time.perf_counter() - start
+
+
+def _wait() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def machine(model: nn.Module | None = None) -> dict[str, str]:
@@ -242,18 +287,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def _seconds(model: nn.Module, images: torch.Tensor) -> float:
-    """Time one forward pass, waiting for an accelerator to have really done it."""
-    _wait(images.device)
-    start = time.perf_counter()
-    model(images)
-    _wait(images.device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    """Wait until the accelerator has finished; a CPU always has."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -52,10 +52,13 @@ class LinearChain(nn.Module, ABC):
         super().__init__()
         self.rate, self.init, self.seed, self.compact = rate, init, seed, compact
         self.slim_loader: RemovableHandle  # set by expand_layer
+        self.shared_product: Tensor | None = None  # set within composed_once
         self._kept = KeptProduct()
 
     def forward(self, *factors: Tensor) -> Tensor:
         """Contract: the factors' product, in eval mode kept while they do not change."""
+        if self.shared_product is not None:
+            return self.shared_product
         if self.training or not can_be_kept(factors):
             return self.compose(*factors)
         return self._kept.of(factors, self.compose)
