@@ -105,9 +105,11 @@ class SimilarityPreservingLoss(nn.Module):
         """
         parts = math.ceil(len(activation) / self.sub_batch)
         size, longer = divmod(len(activation), parts)
+        if not longer:
+            return (gram(activation.unflatten(0, (parts, size))),)
         cut = longer * (size + 1)
-        stacks = ((activation[:cut], size + 1), (activation[cut:], size))
-        return tuple(gram(rows.unflatten(0, (-1, c))) for rows, c in stacks if len(rows))
+        stacks = activation[:cut].unflatten(0, (longer, size + 1)), activation[cut:]
+        return gram(stacks[0]), gram(stacks[1].unflatten(0, (-1, size)))
 
     def compare(
         self, student: Mapping[str, tuple[Tensor, ...]], teacher: Mapping[str, tuple[Tensor, ...]]

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _NOTHING = 1e-12  # a norm below this is that of an image without activations
-_SAFE = 1e-9, 1e15  # squares of such peaks, summed over an activation, stay within float32
+_PIECE = 8192  # numbers of a row, where rows are long
+_SAFE = 1e-18, 1e30  # a largest Gram entry within leaves room for the smaller ones in float32
 
 
 def similarity(activation: Float[Tensor, "b *rest"]) -> Float[Tensor, "b b"]:
@@ -48,7 +49,7 @@ def gram(activations: Float[Tensor, "parts b *rest"]) -> Float[Tensor, "parts b 
     """
     with torch.autocast(activations.device.type, enabled=False):
         q = activations.to(torch.promote_types(activations.dtype, torch.float32)).flatten(2)
-        return _Gram.apply(q, _scale(q.detach()))
+        return _Gram.apply(q)
 
 
 def rows_to_norm_1(grams: Float[Tensor, "parts b b"]) -> Float[Tensor, "parts b b"]:
@@ -66,35 +67,41 @@ def rows_to_norm_1(grams: Float[Tensor, "parts b b"]) -> Float[Tensor, "parts b 
 
 
 class _Gram(torch.autograd.Function):
-    """``Q Q^T`` of ``Q / scale``; its gradient ``(dG + dG^T) Q`` reads ``Q`` once, not twice."""
+    """``Q Q^T`` up to a scale; its gradient ``(dG + dG^T) Q`` reads ``Q`` once, not twice.
+
+    ``G`` does not change with one scale for all rows, so neither does its gradient. A scaled copy
+    costs more than the Gram matrix and is rarely needed; but to see that it is not, an accelerator
+    would have to be waited for.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, scale: Tensor | None) -> Tensor:
+    def forward(ctx: Any, q: Tensor) -> Tensor:
+        if q.device.type == "cpu":
+            grams = _inner_products(q)
+            if _SAFE[0] < grams.diagonal(dim1=1, dim2=2).amax().item() < _SAFE[1]:
+                ctx.save_for_backward(q, None)
+                return grams
+        scale = _at_least_tiny(q.abs().amax())
         ctx.save_for_backward(q, scale)
-        scaled = q if scale is None else q / scale
-        return scaled @ scaled.mT
+        return _inner_products(q / scale)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         q, scale = ctx.saved_tensors
         both = grad + grad.mT
         # Divided on either side of the product: the scale's square need not fit into float32.
-        return (both @ q if scale is None else (both / scale) @ q / scale), None
+        return both @ q if scale is None else (both / scale) @ q / scale
 
 
-def _scale(q: Tensor) -> Tensor | None:
-    """Find what brings the largest number to 1; None if the numbers are fine as they are.
-
-    ``G`` does not change with one scale for all rows, so neither does its gradient. A scaled copy
-    costs more than the Gram matrix, but to know that none is needed an accelerator would have to
-    be waited for.
-    """
-    lowest, highest = q.aminmax()
-    peak = torch.maximum(-lowest, highest)
-    if q.device.type == "cpu" and _SAFE[0] < peak.item() < _SAFE[1]:
-        return None
-    return _at_least_tiny(peak)
+def _inner_products(q: Float[Tensor, "parts b d"]) -> Float[Tensor, "parts b b"]:
+    """``Q Q^T``; long rows in pieces, which cores share better than one long sum."""
+    if q.shape[2] < 2 * _PIECE:
+        return q @ q.mT
+    cut = q.shape[2] // _PIECE * _PIECE
+    pieces = (rows[:, :cut].unflatten(1, (-1, _PIECE)).transpose(0, 1) for rows in q)
+    rest = q[..., cut:]
+    return torch.stack([(p @ p.mT).sum(0) for p in pieces]) + rest @ rest.mT
 
 
 def _at_least_tiny(peaks: Tensor) -> Tensor:
