@@ -74,7 +74,7 @@ def step() -> Iterator[Row]:
             name: works.step_of(works.arm(name, workload), workload)
             for name in ("vanilla", "compact", "wide")
         }
-        times = medians(quick, repeats=9 if workload.size < 100 else 5)
+        times = medians(quick, repeats=7 if "resnet50" in workload.architecture else 15, warmup=2)
         literal = {
             "literal": works.step_of(works.arm("literal", workload), workload),
             "again": quick["vanilla"],
