@@ -98,7 +98,7 @@ def accumulate() -> Iterator[Row]:
 
 
 def memory() -> Iterator[Row]:
-    """The peak of a process that trains two steps, above what it held before the first."""
+    """The peak of a process that trains two steps, above what it held without the model."""
     for index, workload in enumerate(WORKLOADS):
         names = ("vanilla", "compact", "wide", "literal")
         peaks = {name: _peak(index, name) for name in names}

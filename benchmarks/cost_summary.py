@@ -9,7 +9,7 @@ Row = dict[str, str]
 TITLES = {
     "step": "One training step, against vanilla fine-tuning",
     "accumulate": "A step over 256 images in batches of 16, weights composed once, against vanilla",
-    "memory": "Peak memory that training adds to the process, against vanilla "
+    "memory": "Peak memory of training, against vanilla "
     "(vanilla's + the factors' own state in brackets)",
     "distill": "One LinOP + SP-KD step, against a vanilla step + the teacher's forward pass",
     "expand": "Seconds of expand and contract",

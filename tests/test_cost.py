@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -64,3 +67,17 @@ def test_rows_keep_the_order_of_the_sections(tmp_path: Path) -> None:
     some = [asdict(cost.Row(s, "w", "a", 1.0, "a", 1.0)) for s in ("growth", "step", "expand")]
     cost.write(some, tmp_path / "rows.csv")
     assert [r["section"] for r in cost.read(tmp_path / "rows.csv")] == ["step", "expand", "growth"]
+
+
+def test_the_document_holds_the_tables_of_the_results_in_the_repository() -> None:
+    document = (Path(__file__).parents[1] / "docs" / "cost.md").read_text()
+    assert summary(cost.read(cost.RESULTS)) in document
+    told = json.loads(cost.RESULTS.with_suffix(".json").read_text())
+    assert set(told) == set(cost.SECTIONS)
+
+
+def test_the_peak_of_training_holds_parameters_gradients_and_momentum() -> None:
+    command = [sys.executable, "-m", "benchmarks.cost_memory", "2", "vanilla"]  # resnet18, 64 px
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    held = works.state_bytes(works.arm("vanilla", works.WORKLOADS[2]))
+    assert held < float(done.stdout.splitlines()[-1]) < 10 * held
