@@ -101,6 +101,17 @@ def test_the_gradient_is_that_of_finite_differences(shape: tuple[int, ...]) -> N
     assert torch.autograd.gradcheck(lambda x: loss_of(x, t), s.requires_grad_(), atol=1e-8)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-12])  # as it is, and scaled first
+def test_the_second_derivative_is_that_of_finite_differences(scale: float) -> None:
+    s, t = pair((5, 4), (5, 7))
+    s = s.requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: loss_of(x * scale, t, sub_batch=3), s, atol=1e-6)
+    torch.testing.assert_close(
+        torch.func.grad(lambda x: loss_of(x, t))(s.detach()),
+        torch.autograd.grad(loss_of(s, t), s)[0],
+    )
+
+
 def test_the_gradient_is_the_specs_closed_form() -> None:
     """D = 2 (G_S - G_T) / b^2, E_i = (D_i - G_i <G_i, D_i>) / ||G~_i||, dL/dQ = (E + E^T) Q."""
     q, t = pair((6, 4, 3), (6, 9))
@@ -247,6 +258,15 @@ def test_batches_of_different_sizes_are_refused(
     s, t = ({k: torch.randn(v) for k, v in side.items()} for side in (student, teacher))
     with pytest.raises(RecipeError, match=r"'a' holds 4 rows of the student and [15] of"):
         SimilarityPreservingLoss()(s, t)
+
+
+def test_layers_on_one_side_only_and_empty_batches_are_refused() -> None:
+    a, b = pair((4, 3), (4, 3))
+    for student, teacher in (({"a": a}, {"b": b}), ({"a": a}, {"a": a, "b": b})):
+        with pytest.raises(RecipeError, match="'b' stands on one side only"):
+            SimilarityPreservingLoss()(student, teacher)
+    with pytest.raises(RecipeError, match="no images"):
+        SimilarityPreservingLoss()({"a": a[:0]}, {"a": b[:0]})
 
 
 def test_a_loss_over_no_pairs_is_refused() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from timm_linop import composed_once, expand
 from timm_linop.chain import LinearChain
+from timm_linop.errors import ExpansionError
 from timm_linop.expanded import chain_of, factors_of
 
 
@@ -86,3 +87,26 @@ def test_a_model_without_chains_is_as_ever_and_contexts_nest() -> None:
             assert chain.shared_product is not outer
         assert chain.shared_product is outer
     assert chain.shared_product is None
+
+
+def test_a_backward_pass_after_leaving_is_refused() -> None:
+    layer = expand(nn.Linear(4, 2))
+    with composed_once(layer):
+        loss = layer(torch.ones(1, 4)).sum()
+    with pytest.raises(ExpansionError, match="call backward within it"):
+        loss.backward()
+
+
+def test_factors_that_change_within_are_told() -> None:
+    layer = expand(nn.Linear(4, 2))
+    with pytest.raises(ExpansionError, match="step the optimizer outside"), composed_once(layer):
+        layer(torch.ones(1, 4)).sum().backward()
+        with torch.no_grad():
+            factors_of(layer)[0].mul_(2)
+
+
+def test_entered_without_gradients_it_still_serves_passes_that_want_them() -> None:
+    layer = expand(nn.Linear(4, 2))
+    with torch.no_grad(), composed_once(layer), torch.enable_grad():
+        layer(torch.ones(1, 4)).sum().backward()
+    assert all(factor.grad is not None for factor in factors_of(layer))

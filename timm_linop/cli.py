@@ -10,11 +10,13 @@ from pathlib import Path
 from jsonargparse import auto_cli
 from torch import nn
 
-from .errors import LinOPError
+from .errors import Interrupted, LinOPError
+
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Print an error of ours as its one sentence, and leave with exit code 2."""
+    """Print an error of ours as its one sentence, and leave with exit code 2 (75: resume it)."""
 
     @functools.wraps(function)
     def command(argv: Sequence[str] | None = None) -> None:
@@ -22,7 +24,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             function(sys.argv[1:] if argv is None else argv)
         except LinOPError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            sys.exit(2)
+            sys.exit(TRY_AGAIN if isinstance(error, Interrupted) else 2)
 
     return command
 
@@ -31,10 +33,11 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 def train(argv: Sequence[str]) -> None:
     """Run ``train.py``."""
     from . import run
-    from .flags import parse
+    from .flags import continued, parse
     from .recipe import Recipe
 
-    output = run.train(parse(Recipe, argv, "train.py"))
+    recipe = parse(Recipe, argv, "train.py")
+    output = run.train(continued(recipe) if recipe.checkpoint.resume else recipe)
     _say_where(output)
 
 

@@ -87,9 +87,10 @@ class SimilarityPreservingLoss(nn.Module):
             A scalar in float32 (float64 for float64 activations).
 
         Raises:
-            RecipeError: If there are no pairs, or the two sides saw different numbers of images.
+            RecipeError: If there are no pairs or no images, or the two sides differ in their names
+                or their numbers of images.
         """
-        grams = [{name: self.grams(side[name]) for name in student} for side in (student, teacher)]
+        grams = [{name: self.grams(each) for name, each in s.items()} for s in (student, teacher)]
         return self.compare(*grams)
 
     def grams(self, activation: Float[Tensor, "b *rest"]) -> tuple[Tensor, ...]:
@@ -103,6 +104,8 @@ class SimilarityPreservingLoss(nn.Module):
         Returns:
             Sub-batches of one size stacked, ``parts x c x c``; two stacks where ``b`` is uneven.
         """
+        if not len(activation):
+            raise RecipeError("SP-KD got a batch of no images; leave it out.")
         parts = math.ceil(len(activation) / self.sub_batch)
         size, longer = divmod(len(activation), parts)
         if not longer:
@@ -131,6 +134,11 @@ class SimilarityPreservingLoss(nn.Module):
 def _check_same_images(
     student: Mapping[str, tuple[Tensor, ...]], teacher: Mapping[str, tuple[Tensor, ...]]
 ) -> None:
+    if student.keys() != teacher.keys():
+        unpaired = ", ".join(map(repr, sorted(student.keys() ^ teacher.keys())))
+        raise RecipeError(
+            f"SP-KD compares layers of the same name, but {unpaired} stands on one side only."
+        )
     for name in student:
         rows = [sum(g.shape[0] * g.shape[1] for g in side[name]) for side in (student, teacher)]
         if rows[0] != rows[1]:

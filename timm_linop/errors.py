@@ -49,6 +49,10 @@ class TrainingError(LinOPError, RuntimeError):
     """Training cannot go on, or its result is not what it must be."""
 
 
+class Interrupted(LinOPError, RuntimeError):
+    """A run was asked to stop and has saved its state; the commands leave with exit code 75."""
+
+
 class OutputFolderError(LinOPError, FileExistsError):
     """An output folder is already in use."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import sys
 import time
@@ -13,30 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import tqdm
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from torchmetrics.aggregation import MeanMetric
 
+from . import metrics
 from .distill import SimilarityPreservingLoss, Taps, Teacher, paired_layers
-from .errors import TrainingError
+from .errors import Interrupted, TrainingError
 from .optim import make_mixup, make_optimizer, make_scheduler
 from .recipe import Recipe
-
-COLUMNS = (
-    "epoch",
-    "lr",
-    "train_loss",
-    "task_loss",
-    "sp_loss",
-    "validation_loss",
-    "validation_accuracy",
-    "seconds",
-)
+from .resume import Checkpoints, Progress, Stop
 
 
 @dataclass(frozen=True)
@@ -46,6 +35,11 @@ class Losses:
     total: Tensor
     task: Tensor
     sp: Tensor
+
+    def of(self, name: str) -> Tensor:
+        """One of them by name, without its graph."""
+        loss: Tensor = getattr(self, name).detach()
+        return loss
 
 
 class Objective:
@@ -137,11 +131,13 @@ class Trainer:
         self.ema = ModelEmaV3(model, recipe.optim.model_ema_decay) if ema else None
         self.mixup = make_mixup(recipe.optim, model)
 
-    def run(self, metrics_csv: Path) -> tuple[nn.Module, float]:
-        """Train all epochs.
+    def run(self, output: Path, stop: Stop | None = None) -> tuple[nn.Module, float]:
+        """Train all epochs that are not done yet.
 
         Args:
-            metrics_csv: Gets one row an epoch, as `COLUMNS`; accuracies are percent.
+            output: The run folder: metrics.csv gets one row an epoch, as `metrics.COLUMNS`
+                (accuracies are percent), checkpoints/ the newest states, from which it goes on.
+            stop: Asks to save and leave.
 
         Returns:
             The trained model, unwrapped (its moving average where the recipe keeps one), and the
@@ -149,34 +145,72 @@ class Trainer:
 
         Raises:
             TrainingError: If the loss is no number any more.
+            Interrupted: If it was asked to stop.
         """
+        self.stop = stop or Stop()
         best = self.ema.module if self.ema is not None else self.model
-        seconds = 0.0
-        for epoch in range(self.recipe.schedule.epochs):
-            start = time.perf_counter()
-            row = {"epoch": epoch + 1, **self._epoch(epoch)}
-            seconds += time.perf_counter() - start
+        keep = self.recipe.checkpoint.checkpoint_hist
+        folder = output / "checkpoints"
+        self.checkpoints = Checkpoints(folder, self.accelerator, self.ema, keep)
+        self.progress = progress = self.checkpoints.load() or Progress()
+        if self.accelerator.is_main_process:
+            metrics.forget_after(progress.epoch, output / "metrics.csv")
+        while progress.epoch < self.recipe.schedule.epochs:
+            row = self._epoch(progress.epoch)
             row |= evaluate(best if self.ema else self.wrapped, self.validation, self.accelerator)
-            self._record({**row, "seconds": seconds}, metrics_csv)
-        return best, seconds
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+            self._record({"epoch": progress.epoch, **row}, output / "metrics.csv")
+            self.checkpoints.save(progress)
+        return best, progress.seconds
 
     def _epoch(self, epoch: int) -> dict[str, float]:
         self.wrapped.train()
-        means = {name: MeanMetric().to(self.accelerator.device) for name in _LOSSES}
-        updates = epoch * len(self.batches)
+        progress, sums = self.progress, self._sums()
+        self.scheduler.step_update(progress.updates)
         lr = self.optimizer.param_groups[0]["lr"]
+        self.batches.set_epoch(epoch)
+        self.batches.dataset.set_epoch(epoch)
+        rest = skip_first_batches(self.batches, progress.batch) if progress.batch else self.batches
+        start = time.perf_counter() - progress.seconds
         with self._bar(epoch) as bar:
-            for images, targets in self.batches:
+            for images, targets in rest:
                 losses = self._step(images, targets, epoch)
-                updates += 1
-                self.scheduler.step_update(updates)
+                progress.updates, progress.batch = progress.updates + 1, progress.batch + 1
+                self.scheduler.step_update(progress.updates)
                 if self.ema is not None:
-                    self.ema.update(self.model, updates)
-                for name, field in _LOSSES.items():
-                    means[name].update(getattr(losses, field))
+                    self.ema.update(self.model, progress.updates)
+                sums += len(images) * torch.stack([*map(losses.of, _LOSSES), sums.new_ones(())])
                 bar.set_postfix(task=f"{losses.task:.3f}", sp=f"{losses.sp:.2e}", refresh=False)
                 bar.update(len(images))
-        return {"lr": lr, **{name: mean.compute().item() for name, mean in means.items()}}
+                progress.seconds = time.perf_counter() - start
+                self._pause(sums)
+        *totals, seen = self.accelerator.reduce(sums).tolist()
+        means = dict(zip(_LOSSES.values(), (total / seen for total in totals), strict=True))
+        progress.sums = ()
+        return {"lr": lr, **means, "seconds": progress.seconds}
+
+    def _sums(self) -> Tensor:
+        """Sums of the losses over the images so far, and their number, on this process."""
+        sums = torch.zeros(len(_LOSSES) + 1, dtype=torch.float64, device=self.accelerator.device)
+        if self.progress.sums and self.accelerator.is_main_process:
+            sums += torch.tensor(self.progress.sums, dtype=sums.dtype, device=sums.device)
+        return sums
+
+    def _pause(self, sums: Tensor) -> None:
+        """Between two steps: save where it is time, leave where somebody asked for it."""
+        every = self.recipe.checkpoint.checkpoint_every
+        if self.stop.asked:
+            self.accelerator.set_trigger()
+        leave = self.accelerator.check_trigger()
+        if not leave and not (every and self.progress.updates % every == 0):
+            return
+        self.progress.sums = tuple(self.accelerator.reduce(sums).tolist())
+        self.checkpoints.save(self.progress)
+        if leave:
+            raise Interrupted(
+                f"stopped after {self.progress.updates} steps, as asked; the state is saved. Go on "
+                f"with --resume {self.checkpoints.folder.parent}"
+            )
 
     def _step(self, images: Tensor, targets: Tensor, epoch: int) -> Losses:
         if self.mixup is not None:
@@ -209,12 +243,7 @@ class Trainer:
     def _record(self, row: Mapping[str, float], metrics_csv: Path) -> None:
         if not self.accelerator.is_main_process:
             return
-        new = not metrics_csv.exists()
-        with metrics_csv.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        metrics.record(row, metrics_csv)
         self.accelerator.print(
             f"epoch {row['epoch']}/{self.recipe.schedule.epochs}: task {row['task_loss']:.3f}, "
             f"SP {row['sp_loss']:.2e}, validation {row['validation_accuracy']:.2f} %, "
@@ -222,7 +251,7 @@ class Trainer:
         )
 
 
-_LOSSES = {"train_loss": "total", "task_loss": "task", "sp_loss": "sp"}
+_LOSSES = {"total": "train_loss", "task": "task_loss", "sp": "sp_loss"}
 
 
 @torch.no_grad()

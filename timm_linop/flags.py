@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -56,6 +56,38 @@ def parse(kind: type[R], argv: Sequence[str], prog: str) -> R:
     )
 
 
+def continued(asked: Recipe) -> Recipe:
+    """Read the recipe of the run that ``--resume`` names.
+
+    Args:
+        asked: What the command line says; nothing but ``--resume``.
+
+    Returns:
+        The recipe that the run was started with.
+
+    Raises:
+        RecipeError: If there is no such run, or other settings are given beside it.
+    """
+    folder = Path(asked.checkpoint.resume or "")
+    others = replace(asked, checkpoint=replace(asked.checkpoint, resume=None))
+    if others != Recipe():
+        raise RecipeError(
+            f"--resume {folder} goes on as the run was started; leave the other flags out, or "
+            "start a new run with --output."
+        )
+    if not (folder / "recipe.yaml").is_file():
+        raise RecipeError(
+            f"--resume {folder}: no run was started there (it has no recipe.yaml); name a folder "
+            "of train.py, or start anew with --output."
+        )
+    recipe = parse(Recipe, ["--config", str(folder / "recipe.yaml")], "train.py")
+    return replace(
+        recipe,
+        checkpoint=replace(recipe.checkpoint, resume=str(folder)),
+        run=replace(recipe.run, output=str(folder)),
+    )
+
+
 def to_yaml(recipe: Recipe | PruneRecipe) -> str:
     """Write a recipe as the flat YAML that ``--config`` reads.
 
@@ -75,7 +107,9 @@ def write_yaml(recipe: Recipe | PruneRecipe, path: Path) -> None:
         recipe: The recipe.
         path: The file.
     """
-    path.write_text(to_yaml(recipe), encoding="utf-8")
+    draft = path.with_suffix(".new")
+    draft.write_text(to_yaml(recipe), encoding="utf-8")
+    draft.replace(path)
 
 
 def _as_jsonargparse(argv: Sequence[str], groups: Any) -> list[str]:

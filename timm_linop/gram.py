@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 _NOTHING = 1e-12  # a norm below this is that of an image without activations
 _PIECE = 8192  # numbers of a row, where rows are long
@@ -49,7 +48,13 @@ def gram(activations: Float[Tensor, "parts b *rest"]) -> Float[Tensor, "parts b 
     """
     with torch.autocast(activations.device.type, enabled=False):
         q = activations.to(torch.promote_types(activations.dtype, torch.float32)).flatten(2)
-        return _Gram.apply(q)
+        if q.device.type == "cpu":
+            grams: Tensor = _Gram.apply(q)
+            if _SAFE[0] < grams.detach().diagonal(dim1=1, dim2=2).amax().item() < _SAFE[1]:
+                return grams
+        # A scaled copy costs more than the Gram matrix and is rarely needed; but to see that it is
+        # not, an accelerator would have to be waited for. One scale for all rows leaves G as it is.
+        return _Gram.apply(q / _at_least_tiny(q.detach().abs().amax()))
 
 
 def rows_to_norm_1(grams: Float[Tensor, "parts b b"]) -> Float[Tensor, "parts b b"]:
@@ -67,31 +72,20 @@ def rows_to_norm_1(grams: Float[Tensor, "parts b b"]) -> Float[Tensor, "parts b 
 
 
 class _Gram(torch.autograd.Function):
-    """``Q Q^T`` up to a scale; its gradient ``(dG + dG^T) Q`` reads ``Q`` once, not twice.
-
-    ``G`` does not change with one scale for all rows, so neither does its gradient. A scaled copy
-    costs more than the Gram matrix and is rarely needed; but to see that it is not, an accelerator
-    would have to be waited for.
-    """
+    """``Q Q^T``, whose gradient ``(dG + dG^T) Q`` reads ``Q`` once, not twice."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor) -> Tensor:
-        if q.device.type == "cpu":
-            grams = _inner_products(q)
-            if _SAFE[0] < grams.diagonal(dim1=1, dim2=2).amax().item() < _SAFE[1]:
-                ctx.save_for_backward(q, None)
-                return grams
-        scale = _at_least_tiny(q.abs().amax())
-        ctx.save_for_backward(q, scale)
-        return _inner_products(q / scale)
+    def forward(q: Tensor) -> Tensor:
+        return _inner_products(q)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        q, scale = ctx.saved_tensors
-        both = grad + grad.mT
-        # Divided on either side of the product: the scale's square need not fit into float32.
-        return both @ q if scale is None else (both / scale) @ q / scale
+        (q,) = ctx.saved_tensors
+        return (grad + grad.mT) @ q
 
 
 def _inner_products(q: Float[Tensor, "parts b d"]) -> Float[Tensor, "parts b b"]:

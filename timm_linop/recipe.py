@@ -175,6 +175,21 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """States to go on from.
+
+    Attributes:
+        resume: Run folder to go on with after any stop; its own recipe holds, so no other flags.
+        checkpoint_every: Steps between two checkpoints; 0 writes them at the ends of epochs only.
+        checkpoint_hist: Newest checkpoints to keep.
+    """
+
+    resume: str | None = None
+    checkpoint_every: int = 0
+    checkpoint_hist: int = 2
+
+
+@dataclass(frozen=True)
 class PruneConfig:
     """What to remove.
 
@@ -205,6 +220,7 @@ class Recipe:
     augment: Augmentation = field(default_factory=Augmentation)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def effective(self) -> Recipe:
@@ -233,9 +249,12 @@ class Recipe:
                 f"gamma={gamma:g} needs a teacher; name the dense model with --teacher, or pass "
                 "--gamma 0 to train without one."
             )
-        for name, value in (("epochs", self.schedule.epochs), ("batch_size", self.data.batch_size)):
-            if value < 1:
-                raise RecipeError(f"{name}={value}: at least 1 is needed.")
+        _check_counts(
+            (1, "epochs", self.schedule.epochs),
+            (1, "batch_size", self.data.batch_size),
+            (0, "checkpoint_every", self.checkpoint.checkpoint_every),
+            (1, "checkpoint_hist", self.checkpoint.checkpoint_hist),
+        )
         if self.optim.lr <= 0 or gamma < 0:
             raise RecipeError(f"lr={self.optim.lr} must be above 0 and gamma={gamma} not below 0.")
         return replace(
@@ -253,3 +272,9 @@ class PruneRecipe:
     prune: PruneConfig = field(default_factory=PruneConfig)
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+
+def _check_counts(*counts: tuple[int, str, int]) -> None:
+    for least, name, value in counts:
+        if value < least:
+            raise RecipeError(f"{name}={value}: at least {least} is needed.")

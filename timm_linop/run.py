@@ -26,6 +26,7 @@ from .models import arm_of, make_student, make_teacher, trained_model
 from .pruning import prune as prune_model
 from .recipe import DataConfig, PruneRecipe, Recipe
 from .report import finish, with_costs
+from .resume import stop_signals
 
 # Contracting may change logits by rounding only, relative to their norm.
 _AGREEMENT = 1e-5
@@ -54,19 +55,24 @@ def train(recipe: Recipe) -> Path:
         LinOPError: If anything in the recipe cannot work, before long work if it can be told.
     """
     recipe = recipe.effective()
-    output, accelerator = _start(recipe)
+    resumed = recipe.checkpoint.resume is not None
+    output, accelerator = _start(recipe, resumed)
+    if resumed and (output / "slim").exists():
+        accelerator.print(f"{output} is finished already")
+        return output
     data = _load(recipe.data)
     student, slim_start = make_student(recipe, data)
     loaders = make_loaders(recipe, recipe.augment, data, student)
     teacher = make_teacher(recipe, loaders.config) if recipe.distill.gamma else None
     trainer = Trainer(student, teacher, loaders.train, loaders.validation, recipe, accelerator)
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not resumed:
         output.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe, output / "recipe.yaml")
     test = accelerator.prepare(loaders.test)
     before = {"dense": teacher and teacher.model, "pruned": slim_start}
     results = _evaluated(before, test, accelerator, len(data.class_names))
-    trained, seconds = trainer.run(output / "metrics.csv")
+    with stop_signals() as stop:
+        trained, seconds = trainer.run(output, stop)
     slim = _contracted(trained, next(iter(test))[0], accelerator)
     accuracy = evaluate(slim, test, accelerator)["validation_accuracy"]
     results.append(card.Result(arm_of(recipe), accuracy, training_seconds=seconds))
@@ -138,10 +144,11 @@ def make_loaders(
     )
 
 
-def _start(recipe: Recipe | PruneRecipe) -> tuple[Path, Accelerator]:
+def _start(recipe: Recipe | PruneRecipe, resumed: bool = False) -> tuple[Path, Accelerator]:
     """Everything that can fail at once: the folder, the token, the processes."""
     output = Path(recipe.run.output)
-    check_output(output)
+    if not resumed:
+        check_output(output)
     loading = DataLoaderConfiguration(use_seedable_sampler=True)
     accelerator = Accelerator(dataloader_config=loading)
     if recipe.run.push_to_hub and accelerator.is_main_process:

@@ -92,7 +92,7 @@ def load_data(
     splits, class_names = encode_labels(splits, name)
     _refuse_empty_classes(splits["train"], class_names, name)
     splits = three_splits(splits, name)
-    mode, _ = Examples(splits["train"], attrgetter("mode"))[0]
+    mode, _ = Examples(splits["train"], attrgetter("mode"), seed=0)[0]
     return ImageData(name, **splits, class_names=class_names, mode=mode)
 
 

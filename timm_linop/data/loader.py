@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
@@ -23,11 +23,17 @@ class Examples(Dataset[tuple[Any, int]]):
     The rows of a batch are fetched at once and decoded one by one. `Dataset.with_transform` would
     hold the whole batch decoded (gigabytes, where the images are photographs), would be no faster,
     and would not say which image is broken.
+
+    What a transform draws depends on the seed, the epoch and the image's place alone: not on the
+    batch, the process or the worker it comes in, nor on what was drawn before. So a run that is
+    taken up again, or spread over other processes, sees the same images.
     """
 
     def __init__(
-        self, split: datasets.Dataset, transform: Callable[[PIL.Image.Image], Any]
+        self, split: datasets.Dataset, transform: Callable[[PIL.Image.Image], Any], seed: int
     ) -> None:
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
         self.decode = split.features["image"].decode_example
         self.stored = split.cast_column("image", datasets.Image(decode=False))
         self.transform = transform
@@ -35,13 +41,18 @@ class Examples(Dataset[tuple[Any, int]]):
     def __len__(self) -> int:
         return len(self.stored)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Let transforms draw anew."""
+        self._epoch.fill_(epoch)
+
     def __getitem__(self, index: int) -> tuple[Any, int]:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
         """Give the pairs of one batch, which is what a DataLoader asks for."""
         rows = self.stored[indices]
-        images = [self._image(i, stored) for i, stored in zip(indices, rows["image"], strict=True)]
+        with _own_draws():
+            images = [self._image(*each) for each in zip(indices, rows["image"], strict=True)]
         return list(zip(images, rows["label"], strict=True))
 
     def _image(self, index: int, stored: dict[str, Any] | None) -> Any:
@@ -54,6 +65,7 @@ class Examples(Dataset[tuple[Any, int]]):
             raise DataError(
                 f"{where} cannot be read: {error}; replace the image or remove it."
             ) from error
+        _seed(self.seed, int(self._epoch), index)
         try:
             return self.transform(image)
         except DataError as error:
@@ -78,8 +90,8 @@ def make_loader(
         shuffle: True for training: another order each epoch, and a last batch of one single
             image is left out, of which batch normalisation could take no statistics.
         workers: Processes that decode; they live as long as the loader. 0 decodes in this one.
-        seed: Of the order, and of what the transforms draw inside the workers. Without workers
-            they draw from this process's generators, which are the caller's to seed.
+        seed: Of the order, and of what the transforms draw; call ``dataset.set_epoch`` before each
+            epoch, for other draws.
 
     Returns:
         A loader of (images float32 [b c h w], labels int64 [b]) tuples. Drawing a batch raises a
@@ -95,7 +107,7 @@ def make_loader(
         (torch.Size([64, 3, 32, 32]), torch.int64, 16)
     """
     return DataLoader(
-        Examples(split, transform),
+        Examples(split, transform, seed),
         batch_size=batch_size,
         shuffle=shuffle,
         drop_last=shuffle and len(split) > batch_size > 1 and len(split) % batch_size == 1,
@@ -103,7 +115,6 @@ def make_loader(
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_stack,
-        worker_init_fn=_seed_worker,
         generator=torch.Generator().manual_seed(seed),
     )
 
@@ -114,13 +125,21 @@ def _stack(examples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torc
     return torch.stack(images), torch.tensor(labels)
 
 
-def _seed_worker(worker: int) -> None:
-    """Let the workers of each rank draw their own augmentations.
+@contextmanager
+def _own_draws() -> Iterator[None]:
+    """Leave this process's generators as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
-    torch gives every worker its own seed, but accelerate keeps the loaders' generators alike on
-    all ranks for the sake of the order, so worker 0 of each rank would draw the same.
-    """
-    seed = (torch.initial_seed() + 7919 * int(os.environ.get("RANK", 0))) % 2**32
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+
+def _seed(*numbers: int) -> None:
+    """Seed the generators that timm's and torchvision's transforms draw from."""
+    mixed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.default_generator.manual_seed(mixed)  # torch.manual_seed would seed the GPUs, too

@@ -1,0 +1,259 @@
+"""Runs that are killed, stopped and taken up again end as if nothing had happened."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import nn
+
+import timm_linop
+from timm_linop import cli, metrics
+from timm_linop.errors import CheckpointError
+from timm_linop.resume import Checkpoints, Progress, stop_signals
+
+ROOT = Path(__file__).parents[1]
+FLAGS = ["--img-size", "32", "--crop-pct", "1.0", "--epochs", "6", "--batch-size", "100"]
+# All that draws: dropout, mixup, augmentation; and a moving average.
+FLAGS += ["--drop", "0.2", "--mixup", "0.2", "--model-ema", "--checkpoint-every", "2"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags that fine-tune a slim model."""
+    folder = tmp_path_factory.mktemp("start")
+    torch.manual_seed(0)
+    dense = timm.create_model("test_resnet", in_chans=1, num_classes=10)
+    timm_linop.save(dense, folder / "dense")
+    timm_linop.save(timm_linop.prune(dense, ratio=0.5), folder / "pruned")
+    return ["--pruned", f"{folder}/pruned", "--teacher", f"local-dir:{folder}/dense", *FLAGS]
+
+
+def launch(argv: list[str], processes: int) -> subprocess.Popen[str]:
+    prefix = TWO if processes == 2 else [sys.executable]
+    return subprocess.Popen(
+        [*prefix, str(ROOT / "train.py"), *argv],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(argv: list[str], processes: int) -> None:
+    process = launch(argv, processes)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+
+
+def checkpoints(run: Path) -> set[str]:
+    return {path.name for path in run.glob("checkpoints/[0-9]*")}
+
+
+def drafts(run: Path) -> set[str]:
+    return {path.name for path in run.glob("checkpoints/.[0-9]*")}
+
+
+def kill_when(process: subprocess.Popen[str], seen: Callable[[], object], delay: float) -> None:
+    """Kill -9 the process and its children, a moment after something was seen."""
+    deadline = time.monotonic() + 120
+    while not seen() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(delay)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def without_seconds(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    one, other = (load_file(folder / "slim" / "model.safetensors") for folder in (run, whole))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert without_seconds(run) == without_seconds(whole)
+    assert [row["epoch"] for row in without_seconds(run)] == list("123456")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "kills"), [(1, 10), (2, 4)])
+def test_killed_runs_end_bit_for_bit_as_uninterrupted_ones(
+    start: list[str], tmp_path: Path, processes: int, kills: int
+) -> None:
+    finish([*start, "--output", str(tmp_path / "whole")], processes)
+    run, dice = tmp_path / "run", random.Random(0)
+    argv = [*start, "--output", str(run)]
+    during_saves = 0
+    for turn in range(kills):
+        before = checkpoints(run)
+        if turn % 2:  # else what a save left behind that was cut short would pass for a new one
+            for draft in drafts(run):
+                shutil.rmtree(run / "checkpoints" / draft)
+        process = launch(argv, processes)
+        if turn % 2:
+            kill_when(process, lambda: drafts(run), delay=0)
+            during_saves += bool(drafts(run))
+        else:
+            kill_when(process, lambda b=before: checkpoints(run) - b, dice.uniform(0, 0.1))
+        assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+        argv = ["--resume", str(run)]
+    assert during_saves
+    finish(argv, processes)
+    assert_same(run, tmp_path / "whole")
+
+
+def trained(steps: int) -> tuple[Accelerator, nn.Module, torch.optim.Optimizer]:
+    accelerator = Accelerator(cpu=True)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.1, 0.9))
+    for _ in range(steps):
+        model(torch.randn(2, 4)).sum().backward()
+        optimizer.step()
+    return accelerator, model, optimizer
+
+
+def test_the_newest_are_kept_and_the_newest_whole_one_is_taken_up(tmp_path: Path) -> None:
+    accelerator, model, _ = trained(2)
+    kept = Checkpoints(tmp_path, accelerator, None, keep=2)
+    assert kept.load() is None
+    weights = {}
+    for updates in (1, 2, 3):
+        weights[updates] = model[0].weight.detach().clone()
+        kept.save(Progress(epoch=1, updates=updates, sums=(0.5, 2.0)))
+        draws = torch.rand(3)
+        with torch.no_grad():
+            model[0].weight.add_(1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000002", "00000003"]
+    assert kept.load() == Progress(epoch=1, updates=3, sums=(0.5, 2.0))
+    assert torch.equal(model[0].weight, weights[3]) and torch.equal(torch.rand(3), draws)
+    for damage in ("model.safetensors", "optimizer.bin", "random_states_0.pkl", "progress.json"):
+        path = tmp_path / "00000003" / damage
+        stored = path.read_bytes()
+        for broken in (stored[:-1], b"", stored[:40] + b"x" + stored[41:], None):
+            path.unlink() if broken is None else path.write_bytes(broken)
+            with pytest.warns(UserWarning, match="00000003 is damaged"):
+                found = kept.load()
+            assert found is not None and found.updates == 2
+            assert torch.equal(model[0].weight, weights[2])
+            path.write_bytes(stored)
+    assert kept.load() == Progress(epoch=1, updates=3, sums=(0.5, 2.0))
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    accelerator, *_ = trained(1)
+    kept = Checkpoints(tmp_path, accelerator, None, keep=1)
+    kept.save(Progress(updates=1))
+    told = tmp_path / "00000001" / "progress.json"
+    told.write_text(told.read_text().replace('"processes": 1', '"processes": 2'))
+    with pytest.raises(CheckpointError, match="run of 2 processes, this one has 1"):
+        kept.load()
+
+
+FULL = """
+import resource, sys, warnings
+from pathlib import Path
+from tests.test_resume import trained
+from timm_linop.resume import Checkpoints, Progress
+accelerator, model, _ = trained(2)
+kept = Checkpoints(Path(sys.argv[1]), accelerator, None, keep=1)
+kept.save(Progress(updates=1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))  # what a full disk does: writes fail
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    kept.save(Progress(updates=2))
+print([str(w.message) for w in told if "no checkpoint" in str(w.message)][0])
+print(sorted(path.name for path in Path(sys.argv[1]).iterdir()), kept.load().updates)
+"""
+
+
+def test_a_full_disk_loses_nothing_older_and_is_told(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    warning, left = done.stdout.splitlines()[-2:]
+    assert "no checkpoint after 2 steps" in warning and "make room" in warning
+    assert left == "['00000001'] 1"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_and_the_run_can_go_on(
+    start: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    process = launch([*start, "--epochs", "50", "--output", str(run)], 1)
+    deadline = time.monotonic() + 120
+    while not checkpoints(run) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    before = checkpoints(run)
+    process.send_signal(number)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, printed
+    assert f"Go on with --resume {run}" in printed and "Traceback" not in printed
+    assert checkpoints(run) and not drafts(run) and not (run / "slim").exists()
+    assert max(checkpoints(run)) >= max(before)
+
+
+def test_a_second_signal_is_as_ever() -> None:
+    with stop_signals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_cannot_be_resumed_is_told(
+    start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for argv, sentence in (
+        (["--resume", f"{tmp_path}/no"], "no run was started there"),
+        (["--resume", f"{tmp_path}/no", "--lr", "0.1"], "leave the other flags out"),
+        ([*start, "--checkpoint-every", "-1"], "checkpoint_every=-1: at least 0"),
+        ([*start, "--checkpoint-hist", "0"], "checkpoint_hist=0: at least 1"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            cli.train(argv)
+        assert left.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_a_finished_run_is_left_as_it_is(
+    start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    cli.train([*start, "--epochs", "1", "--output", str(run)])
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    cli.train(["--resume", str(run)])
+    assert "is finished already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_rows_after_an_epoch_are_forgotten_even_half_written_ones(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    metrics.forget_after(1, path)
+    assert not path.exists()
+    for epoch in (1, 2):
+        metrics.record(dict.fromkeys(metrics.COLUMNS, epoch), path)
+    with path.open("a") as file:
+        file.write("3,0.1,2")
+    metrics.forget_after(1, path)
+    metrics.record(dict.fromkeys(metrics.COLUMNS, 2), path)
+    with path.open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
