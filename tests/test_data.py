@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import random
 import shutil
 import struct
 from collections import Counter
@@ -679,18 +680,42 @@ def test_training_leaves_out_a_last_batch_of_one(digits, plain, images, batch_si
     assert [len(labels) for _, labels in loader] == sizes
 
 
-def drawn(digits, monkeypatch, rank: int) -> torch.Tensor:
-    monkeypatch.setenv("RANK", str(rank))
-    train, _ = make_transforms(GREY, augment=Augmentation())
+def drawn(digits, batch_size: int = 4, workers: int = 0, epoch: int = 0, seed: int = 0):
+    train, _ = make_transforms(GREY, augment=Augmentation(aa="rand-m9-mstd0.5-inc1", reprob=0.5))
     split = digits.train.select([0, 0, 0, 0])
-    return next(iter(make_loader(split, train, 4, shuffle=False, workers=1)))[0]
+    loader = make_loader(split, train, batch_size, shuffle=False, workers=workers, seed=seed)
+    loader.dataset.set_epoch(epoch)
+    return torch.cat([images for images, _ in loader])
 
 
-def test_workers_of_different_ranks_augment_differently(digits, monkeypatch):
-    first = drawn(digits, monkeypatch, rank=0)
-    assert torch.equal(first, drawn(digits, monkeypatch, rank=0))
-    assert not torch.equal(first, drawn(digits, monkeypatch, rank=1))
+def test_augmentation_depends_on_seed_epoch_and_image_alone(digits):
+    first = drawn(digits)
     assert len(first.unique(dim=0)) == 4
+    torch.rand(7)  # nor on what was drawn before
+    for same in (drawn(digits), drawn(digits, 1), drawn(digits, 3, workers=2)):
+        assert torch.equal(first, same)
+    assert not torch.equal(first, drawn(digits, epoch=1))
+    assert not torch.equal(first, drawn(digits, seed=1))
+
+
+def test_workers_that_live_on_hear_of_the_next_epoch(digits):
+    train, _ = make_transforms(GREY, augment=Augmentation())
+    loader = make_loader(digits.train.select(range(8)), train, 4, shuffle=False, workers=2)
+    epochs = []
+    for epoch in (0, 1, 0):
+        loader.dataset.set_epoch(epoch)
+        epochs.append(torch.cat([images for images, _ in loader]))
+    assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
+
+
+def test_augmentation_leaves_the_generators_of_the_process_alone(digits):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    loader = make_loader(
+        digits.train, make_transforms(GREY, augment=Augmentation())[0], 4, shuffle=False
+    )
+    loader.dataset[0]
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all() and before[2] == random.getstate()
 
 
 def test_accelerate_prepares_the_loader(digits, plain):

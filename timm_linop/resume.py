@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.utils.sha import sha_fileobj
+from safetensors import SafetensorError
 from torch import nn
 
 from .errors import CheckpointError
@@ -115,7 +116,7 @@ class Checkpoints:
         try:
             work()
             problem = ""
-        except (OSError, RuntimeError) as error:  # torch and safetensors raise the latter
+        except (OSError, RuntimeError, SafetensorError) as error:  # of Python, torch, safetensors
             problem = str(error)
         failed = torch.tensor([bool(problem)], device=self.accelerator.device)
         if not self.accelerator.gather(failed).any():
