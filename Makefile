@@ -4,13 +4,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint conformance clean
+.PHONY: demo test test-slow lint conformance clean
 
 demo: $(INSTALLED)
 	$(BIN)/timm-linop demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --durations 20
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --durations 20 -m "not slow"
+
+# Runs that are killed again and again; one at a time, as moments matter.
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest tests/test_resume.py -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

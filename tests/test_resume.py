@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import timm
 import torch
@@ -51,7 +52,6 @@ def launch(argv: list[str], processes: int) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
 
 
@@ -76,7 +76,12 @@ def kill_when(process: subprocess.Popen[str], seen: Callable[[], object], delay:
         time.sleep(0.001)
     time.sleep(delay)
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        ours = psutil.Process(process.pid)
+        for each in (
+            ours,
+            *ours.children(recursive=True),
+        ):  # torchrun's are in sessions of their own
+            each.kill()
     process.communicate()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import tqdm
+from accelerate.utils import broadcast, tqdm
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -157,6 +157,7 @@ class Trainer:
             metrics.forget_after(progress.epoch, output / "metrics.csv")
         while progress.epoch < self.recipe.schedule.epochs:
             row = self._epoch(progress.epoch)
+            self._agree_on_statistics()
             row |= evaluate(best if self.ema else self.wrapped, self.validation, self.accelerator)
             progress.epoch, progress.batch = progress.epoch + 1, 0
             self._record({"epoch": progress.epoch, **row}, output / "metrics.csv")
@@ -166,8 +167,9 @@ class Trainer:
     def _epoch(self, epoch: int) -> dict[str, float]:
         self.wrapped.train()
         progress, sums = self.progress, self._sums()
-        self.scheduler.step_update(progress.updates)
+        self.scheduler.step_update(progress.updates - progress.batch)
         lr = self.optimizer.param_groups[0]["lr"]
+        self.scheduler.step_update(progress.updates)
         self.batches.set_epoch(epoch)
         self.batches.dataset.set_epoch(epoch)
         rest = skip_first_batches(self.batches, progress.batch) if progress.batch else self.batches
@@ -188,6 +190,12 @@ class Trainer:
         means = dict(zip(_LOSSES.values(), (total / seen for total in totals), strict=True))
         progress.sums = ()
         return {"lr": lr, **means, "seconds": progress.seconds}
+
+    def _agree_on_statistics(self) -> None:
+        """Each process keeps running statistics of its own images; the main one's are shipped."""
+        for model in (self.model, *([self.ema.module] if self.ema is not None else [])):
+            for buffer in model.buffers():
+                buffer.copy_(broadcast(buffer))
 
     def _sums(self) -> Tensor:
         """Sums of the losses over the images so far, and their number, on this process."""
