@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from .errors import RecipeError, UnknownLayerError, close_names
 from .gram import gram, rows_to_norm_1
 
+Grams = Mapping[str, tuple[Tensor, ...]]  # by layer
 PAIRS = ("all", "blocks", "stages", "last")
 _SHORTCUTS = ("downsample", "shortcut")
 # timm's channel gates, which stand after a block's last convolution and are not its output.
@@ -114,14 +115,12 @@ class SimilarityPreservingLoss(nn.Module):
         stacks = activation[:cut].unflatten(0, (longer, size + 1)), activation[cut:]
         return gram(stacks[0]), gram(stacks[1].unflatten(0, (-1, size)))
 
-    def compare(
-        self, student: Mapping[str, tuple[Tensor, ...]], teacher: Mapping[str, tuple[Tensor, ...]]
-    ) -> Float[Tensor, ""]:
+    def compare(self, student: Grams, teacher: Grams) -> Float[Tensor, ""]:
         """Compare what `grams` took of both sides (Eq. 10, 11); see `forward`."""
         if not student:
             raise RecipeError("SP-KD has no pairs of layers; choose other pairs, or gamma=0.")
         _check_same_images(student, teacher)
-        # Matrices of one size are compared at once: theirs are the smallest of all operations.
+        # Matrices of one size are compared at once, as they are small.
         stacks = defaultdict(list)
         for name in student:
             parts = sum(map(len, student[name]))
@@ -131,9 +130,7 @@ class SimilarityPreservingLoss(nn.Module):
         return total.sum() / len(student) if self.reduction == "mean" else total.sum()
 
 
-def _check_same_images(
-    student: Mapping[str, tuple[Tensor, ...]], teacher: Mapping[str, tuple[Tensor, ...]]
-) -> None:
+def _check_same_images(student: Grams, teacher: Grams) -> None:
     if student.keys() != teacher.keys():
         unpaired = ", ".join(map(repr, sorted(student.keys() ^ teacher.keys())))
         raise RecipeError(
