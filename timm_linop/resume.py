@@ -35,8 +35,7 @@ class Progress:
         batch: Batches done of the one that is running.
         updates: Steps of the optimiser.
         seconds: Seconds of training, without evaluation.
-        sums: Sums of the running epoch's losses over images of all processes.
-        seen: Images they stand for.
+        sums: Sums of the running epoch's losses over images of all processes, and their number.
     """
 
     epoch: int = 0
@@ -44,7 +43,6 @@ class Progress:
     updates: int = 0
     seconds: float = 0.0
     sums: tuple[float, ...] = ()
-    seen: float = 0.0
 
 
 class Checkpoints:
