@@ -41,7 +41,7 @@ def parse(kind: type[R], argv: Sequence[str], prog: str) -> R:
     for group in groups.values():
         parser.add_class_arguments(group)
     try:
-        values = parser.parse_args(_as_jsonargparse(argv, groups.values()))
+        values = parser.parse_args(_as_jsonargparse(argv, list(groups.values())))
     except RecipeError:
         raise
     except Exception as error:  # argparse's, jsonargparse's and yaml's own
@@ -117,9 +117,12 @@ def _as_jsonargparse(argv: Sequence[str], groups: Any) -> list[str]:
 
     That is ``--weight-decay 0``, a bare ``--model-ema``, ``--exclude fc conv1`` and
     ``--model-kwargs output_stride=8``; jsonargparse would have ``--weight_decay``, ``--model_ema
-    true``, ``--exclude '[fc, conv1]'`` and ``--model_kwargs '{output_stride: 8}'``.
+    true``, ``--exclude '[fc, conv1]'`` and ``--model_kwargs '{output_stride: 8}'``. What other
+    flags mean when they are bare is in their field's metadata.
     """
     kinds = {f.name: str(f.type) for group in groups for f in fields(group)}
+    bare = {f.name: f.metadata["bare"] for group in groups for f in fields(group) if f.metadata}
+    bare |= {name: "true" for name, kind in kinds.items() if kind == "bool"}
     words, out = list(argv), []
     while words:
         flag, equals, value = words.pop(0).partition("=")
@@ -130,8 +133,8 @@ def _as_jsonargparse(argv: Sequence[str], groups: Any) -> list[str]:
         values = [value] if equals else []
         while not equals and words and not words[0].startswith("--"):
             values.append(words.pop(0))
-        if kinds[name] == "bool" and not values:
-            values = ["true"]
+        if name in bare and not values:
+            values = [bare[name]]
         if kinds[name].startswith("dict"):
             pairs = [value.partition("=") for value in values]
             values = [json.dumps({key: yaml.safe_load(value) for key, _, value in pairs})]

@@ -98,6 +98,7 @@ def prune(recipe: PruneRecipe) -> Path:
     Raises:
         LinOPError: If anything in the recipe cannot work.
     """
+    recipe = recipe.effective()
     output, accelerator = _start(recipe)
     data = _load(recipe.data)
     dense = trained_model(recipe, data)
@@ -146,7 +147,7 @@ def make_loaders(
 
 def _start(recipe: Recipe | PruneRecipe, resumed: bool = False) -> tuple[Path, Accelerator]:
     """Everything that can fail at once: the folder, the token, the processes."""
-    output = Path(recipe.run.output)
+    output = Path(recipe.run.output or "")
     if not resumed:
         check_output(output)
     loading = DataLoaderConfiguration(use_seedable_sampler=True)

@@ -1,0 +1,145 @@
+"""Recipe: every setting of a run, as one tree of frozen dataclasses.
+
+The fields are timm's own flags wherever timm has one (``opt lr weight_decay sched epochs ...``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from timm_linop.data import Augmentation
+from timm_linop.errors import RecipeError
+from timm_linop.recipe.running import (
+    CheckpointConfig,
+    DataConfig,
+    PruneConfig,
+    RunConfig,
+    WatchConfig,
+)
+from timm_linop.recipe.training import ComputeConfig, OptimConfig, ScheduleConfig
+from timm_linop.recipe.what import DistillConfig, ExpandConfig, ModelConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "ComputeConfig",
+    "DataConfig",
+    "DistillConfig",
+    "ExpandConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PruneConfig",
+    "PruneRecipe",
+    "Recipe",
+    "RunConfig",
+    "ScheduleConfig",
+    "WatchConfig",
+]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of ``train.py``, one dataclass a group.
+
+    Example:
+        >>> Recipe(ModelConfig(model="resnet18")).effective().expand.rate
+        0
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    expand: ExpandConfig = field(default_factory=ExpandConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: Augmentation = field(default_factory=Augmentation)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def effective(self) -> Recipe:
+        """Fill what follows from other settings, and refuse contradictions.
+
+        Raises:
+            RecipeError: If settings contradict each other.
+
+        Example:
+            >>> Recipe(ModelConfig(pruned="runs/pruned")).effective()
+            Traceback (most recent call last):
+            ...
+            timm_linop.errors.RecipeError: gamma=3000 needs a teacher; name the dense model ...
+        """
+        slim, evaluated = self.model.pruned is not None, self.watch.eval_only is not None
+        rate, gamma = self.expand.rate, self.distill.gamma
+        rate = (3 if slim else 0) if rate is None and not evaluated else rate or 0
+        gamma = (3000 if slim else 0) if gamma is None and not evaluated else gamma or 0
+        output = self.run.output or ("runs/evaluation" if evaluated else "runs/slim")
+        filled = replace(
+            self,
+            expand=replace(self.expand, rate=rate),
+            distill=replace(self.distill, gamma=gamma),
+            run=replace(self.run, output=output),
+        )
+        filled._check_model()
+        filled._check_teacher()
+        filled._check_numbers()
+        return filled
+
+    def _check_model(self) -> None:
+        if self.model.pruned is None and not self.model.model:
+            raise RecipeError(
+                "nothing to train: pass --pruned FOLDER to fine-tune a slim model, or --model NAME "
+                "to train a dense one."
+            )
+        if self.watch.eval_only not in (None, "validation", "test"):
+            raise RecipeError(f"eval_only={self.watch.eval_only!r}: evaluate validation or test.")
+        if self.watch.eval_only and not (self.model.pruned or self.model.pretrained):
+            raise RecipeError(
+                f"--eval-only of {self.model.model} would measure random weights; pass --pruned "
+                "FOLDER, or --pretrained."
+            )
+
+    def _check_teacher(self) -> None:
+        distill = self.distill
+        wanted = f"gamma={distill.gamma:g}" if distill.gamma else ""
+        wanted = wanted or (f"kd_weight={distill.kd_weight:g}" if distill.kd_weight else "")
+        if wanted and not distill.teacher:
+            raise RecipeError(
+                f"{wanted} needs a teacher; name the dense model with --teacher, or pass "
+                "--gamma 0 to train without one."
+            )
+
+    def _check_numbers(self) -> None:
+        _check_counts(
+            (1, "epochs", self.schedule.epochs),
+            (1, "batch_size", self.data.batch_size),
+            (1, "grad_accum_steps", self.compute.grad_accum_steps),
+            (0, "checkpoint_every", self.checkpoint.checkpoint_every),
+            (1, "checkpoint_hist", self.checkpoint.checkpoint_hist),
+        )
+        lr, gamma, kd = self.optim.lr, self.distill.gamma or 0, self.distill.kd_weight
+        if lr <= 0 or gamma < 0 or kd < 0 or self.distill.kd_temperature <= 0:
+            raise RecipeError(
+                f"lr={lr} and kd_temperature={self.distill.kd_temperature} must be above 0, "
+                f"gamma={gamma} and kd_weight={kd} not below 0."
+            )
+
+
+@dataclass(frozen=True)
+class PruneRecipe:
+    """All settings of ``prune.py``."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def effective(self) -> PruneRecipe:
+        """Fill what follows from other settings."""
+        return replace(self, run=replace(self.run, output=self.run.output or "runs/pruned"))
+
+
+def _check_counts(*counts: tuple[int, str, int]) -> None:
+    for least, name, value in counts:
+        if value < least:
+            raise RecipeError(f"{name}={value}: at least {least} is needed.")

@@ -1,0 +1,81 @@
+"""What is trained: the model, its chains, the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model to train.
+
+    Attributes:
+        model: timm architecture: the one to train dense, or the one a bare state dict in --pruned
+            belongs to.
+        pruned: Slim model to fine-tune: a folder of prune.py or train.py, a checkpoint file, or
+            hf-hub:user/repo. None trains --model dense.
+        pretrained: Start a dense model from timm's pretrained weights.
+        reinit: Keep the structure only and draw new weights (from scratch, ExpandNets, vanilla
+            distillation).
+        in_chans: Input channels; None takes the model's own.
+        img_size: Image size in pixels; None takes the model's own.
+        drop: Dropout rate of the classifier.
+        drop_path: Stochastic depth rate; None takes the model's own.
+        model_kwargs: Further arguments of the architecture, such as ``output_stride=8``.
+    """
+
+    model: str | None = None
+    pruned: str | None = None
+    pretrained: bool = False
+    reinit: bool = False
+    in_chans: int | None = None
+    img_size: int | None = None
+    drop: float = 0.0
+    drop_path: float | None = None
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExpandConfig:
+    """Linear over-parameterisation.
+
+    Attributes:
+        rate: Expansion rate; 0 trains the slim layers themselves. None is 3 with --pruned, else 0.
+        init: How factors are drawn: orthogonal, normal or balanced.
+        include: Names or patterns of the only layers to expand.
+        exclude: Names or patterns of layers to leave alone.
+    """
+
+    rate: float | None = None
+    init: str = "orthogonal"
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Distillation from a teacher: similarity-preserving (SP-KD), by its logits (KD), or both.
+
+    Attributes:
+        teacher: Dense teacher: a timm name, local-dir:FOLDER or hf-hub:user/repo.
+        gamma: Weight of the similarity-preserving loss; 0 leaves it out. None is 3000 with
+            --pruned, else 0.
+        pairs: Layers to compare: all, blocks, stages, last, or layer names; student=teacher
+            where the two differ.
+        reduction: mean or sum over the pairs.
+        sub_batch: Images per Gram matrix, at most.
+        kd_weight: Weight of the distillation of logits (Hinton et al. 2015); 0 leaves it out.
+        kd_temperature: Its temperature.
+        teacher_img_size: Image size the teacher sees, in pixels; None is the student's, or the
+            teacher's own where that cannot be changed.
+    """
+
+    teacher: str | None = None
+    gamma: float | None = None
+    pairs: tuple[str, ...] = ("blocks",)
+    reduction: str = "mean"
+    sub_batch: int = 32
+    kd_weight: float = 0.0
+    kd_temperature: float = 4.0
+    teacher_img_size: int | None = None
