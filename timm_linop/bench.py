@@ -88,7 +88,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
         3456
     """
     counter = FlopCounterMode(display=False)
-    with _evaluating(model), torch.no_grad(), parametrize.cached():
+    with evaluating(model), torch.no_grad(), parametrize.cached():
         image = _images(model, input_size, batch_size=1)
         model(image)  # composes and caches the parametrized weights, so that they are not counted
         with counter:
@@ -168,7 +168,7 @@ def latencies_ms(
     passes = {name: partial(model, inputs[name]) for name, model in models.items()}
     with ExitStack() as modes, torch.inference_mode():
         for model in models.values():
-            modes.enter_context(_evaluating(model))
+            modes.enter_context(evaluating(model))
         times = medians(passes, repeats, warmup)
     return {name: 1e3 * seconds / batch_size for name, seconds in times.items()}
 
@@ -278,7 +278,7 @@ def _images(model: nn.Module, input_size: tuple[int, int, int], batch_size: int)
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode, and every module back into its own mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -38,7 +38,8 @@ def train(argv: Sequence[str]) -> None:
 
     recipe = parse(Recipe, argv, "train.py")
     output = run.train(continued(recipe) if recipe.checkpoint.resume else recipe)
-    _say_where(output)
+    if output is not None and (output / "slim").exists():
+        _say_where(output)
 
 
 @_command

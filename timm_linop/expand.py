@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .chain import chain_for
 from .errors import ExpansionError, UnknownLayerError, close_names
@@ -113,6 +113,28 @@ def contract(model: nn.Module) -> nn.Module:
     for layer in layers:
         contract_layer(layer)
     return model
+
+
+@torch.no_grad()
+def contracted_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict that `contract` would leave, while the model stays expanded.
+
+    Args:
+        model: Expanded or not.
+
+    Returns:
+        Name to tensor, in no order to rely on; products are new tensors.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 2))
+        >>> sorted(contracted_state(expand(model)))
+        ['0.bias', '0.weight']
+    """
+    state = {k: t for k, t in model.state_dict().items() if "parametrizations.weight." not in k}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if chain_of(module) is not None:
+            state[f"{name}.weight" if name else "weight"] = module.weight.detach()
+    return state
 
 
 def audit(model: nn.Module) -> Audit:

@@ -95,9 +95,18 @@ def to_yaml(recipe: Recipe | PruneRecipe) -> str:
         >>> "lr: 0.01" in to_yaml(Recipe())
         True
     """
-    flat = {key: value for group in asdict(recipe).values() for key, value in group.items()}
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
-    return yaml.safe_dump(plain, sort_keys=False)
+    return yaml.safe_dump(flat(recipe), sort_keys=False)
+
+
+def flat(recipe: Recipe | PruneRecipe) -> dict[str, Any]:
+    """List all settings of a recipe by flag, as plain values.
+
+    Example:
+        >>> flat(Recipe())["decay_milestones"]
+        [60, 100, 120]
+    """
+    settings = {key: value for group in asdict(recipe).values() for key, value in group.items()}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
 
 
 def write_yaml(recipe: Recipe | PruneRecipe, path: Path) -> None:

@@ -6,14 +6,14 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
+LOSSES = ("train_loss", "task_loss", "sp_loss", "kd_loss")
 COLUMNS = (
     "epoch",
     "lr",
-    "train_loss",
-    "task_loss",
-    "sp_loss",
+    *LOSSES,
     "validation_loss",
     "validation_accuracy",
+    "validation_top5",
     "seconds",
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,16 @@ def arm_of(recipe: Recipe) -> str:
     """
     distilled, expanded = bool(recipe.distill.gamma), bool(recipe.expand.rate)
     if recipe.model.pruned is None:
-        return "expanded dense" if expanded else "dense"
-    if recipe.model.reinit:
+        name = "expanded dense" if expanded else "dense"
+    elif recipe.model.reinit:
         names = {(False, False): "scratch", (True, False): "scratch, distilled"}
         names |= {(False, True): "expandnets", (True, True): "expandnets, distilled"}
+        name = names[distilled, expanded]
     else:
         names = {(False, False): "vanilla", (True, False): "distilled"}
         names |= {(False, True): "expanded", (True, True): "linop"}
-    return names[distilled, expanded]
+        name = names[distilled, expanded]
+    return f"{name}, KD" if recipe.distill.kd_weight else name
 
 
 def make_student(recipe: Recipe, data: ImageData) -> tuple[nn.Module, nn.Module | None]:
@@ -95,7 +97,16 @@ def make_teacher(recipe: Recipe, config: Mapping[str, Any]) -> Teacher:
             f"teacher {name} reads {own['input_size'][0]} channels and the student "
             f"{config['input_size'][0]}; train both with the same --in-chans."
         )
-    return Teacher(model, config["mean"], config["std"], own["mean"], own["std"])
+    size = _teacher_size(recipe.distill.teacher_img_size, model, own["input_size"])
+    return Teacher(model, config["mean"], config["std"], own["mean"], own["std"], size)
+
+
+def _teacher_size(asked: int | None, model: Any, own: Sequence[int]) -> tuple[int, int] | None:
+    """Images the teacher sees: as asked, its own where it takes no other, else the student's."""
+    if asked is not None:
+        return asked, asked
+    fixed = (getattr(model, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
+    return (own[1], own[2]) if fixed else None
 
 
 def trained_model(recipe: PruneRecipe, data: ImageData) -> nn.Module:

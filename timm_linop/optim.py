@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import nn
@@ -86,3 +87,10 @@ def make_mixup(optim: OptimConfig, model: Any) -> Mixup | None:
         label_smoothing=optim.smoothing,
         num_classes=model.num_classes,
     )
+
+
+def make_criterion(optim: OptimConfig) -> nn.Module:
+    """Create the task's loss: for mixed targets where the recipe mixes, else for labels."""
+    if optim.mixup > 0 or optim.cutmix > 0:
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(optim.smoothing)

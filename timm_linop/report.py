@@ -19,6 +19,7 @@ from torch import nn
 from . import bench, card, plots
 from .architecture import base_of, dense_model, model_args_of
 from .data import ImageData
+from .evaluation import Evaluation, write_per_class
 from .hub import save
 from .recipe import PruneRecipe, Recipe
 from .structure import Structure
@@ -85,6 +86,21 @@ def finish(
         card=card_data(recipe, output, slim, arm, data, config, results, figures, widths),
         figures=[output / figure.path for figure in figures],
     )
+
+
+def report_evaluation(evaluation: Evaluation, class_names: Sequence[str], output: Path) -> None:
+    """Write a split's figures: evaluation.json, per_class.csv and the confusion figure.
+
+    Args:
+        evaluation: What was counted.
+        class_names: In the order of the labels.
+        output: The run folder.
+    """
+    told = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
+    (output / "evaluation.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
+    write_per_class(evaluation.confusion, class_names, output / "per_class.csv")
+    matrix = evaluation.confusion.tolist()
+    plots.confusion(matrix, class_names, output / "figures" / "confusion.png")
 
 
 _DATA_KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")

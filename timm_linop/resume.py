@@ -67,7 +67,8 @@ class Checkpoints:
         """Write a checkpoint, then let go of the oldest; a full disk costs a warning only."""
         target = self.folder / f"{progress.updates:08d}"
         draft = self.folder / f".{target.name}"
-        if target.exists():
+        already = [_whole(target) is not None] if self.accelerator.is_main_process else [None]
+        if broadcast_object_list(already)[0]:
             return
         problem = self._attempt(lambda: self._begin(draft))
         problem = problem or self._attempt(lambda: self._write(draft))
@@ -109,6 +110,11 @@ class Checkpoints:
             self.average.load_state_dict(state)
         return Progress(**{**told["progress"], "sums": tuple(told["progress"]["sums"])})
 
+    def newest_name(self) -> str | None:
+        """Name the newest checkpoint, without looking into it."""
+        there = self._there()
+        return str(there[-1]) if there else None
+
     def _attempt(self, work: Any) -> str | None:
         """Do a part of saving on every process; if it fails on one, all are told."""
         try:
@@ -143,6 +149,7 @@ class Checkpoints:
         (draft / _PROGRESS).write_text(json.dumps(told, indent=1), encoding="utf-8")
         for path in (*files, draft / _PROGRESS, draft):
             _sync(path)
+        shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
         draft.rename(target)
         _sync(self.folder)
         for old in self._there()[: -self.keep]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,19 @@ from timm.data import resolve_input_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from . import card
+from . import card, watch
 from .data import Augmentation, ImageData, load_data, make_loader, make_transforms
+from .dry_run import describe
 from .errors import TrainingError
+from .evaluation import evaluate
 from .expand import contract, is_expanded
-from .fit import Trainer, evaluate
+from .fit import Trainer
 from .flags import write_yaml
 from .hub import check_output, check_write_access, push
 from .models import arm_of, make_student, make_teacher, trained_model
 from .pruning import prune as prune_model
 from .recipe import DataConfig, PruneRecipe, Recipe
-from .report import finish, with_costs
+from .report import finish, report_evaluation, with_costs
 from .resume import stop_signals
 
 # Contracting may change logits by rounding only, relative to their norm.
@@ -42,19 +45,22 @@ class Loaders:
     config: Mapping[str, Any]
 
 
-def train(recipe: Recipe) -> Path:
+def train(recipe: Recipe) -> Path | None:
     """Train a dense model, or fine-tune a slim one, and leave a run folder.
 
     Args:
         recipe: What ``train.py`` was asked for.
 
     Returns:
-        The run folder: recipe.yaml, metrics.csv, results.json, figures/ and slim/.
+        The run folder: recipe.yaml, metrics.csv, checkpoints/, results.json, evaluation.json,
+        per_class.csv, figures/ and slim/. With eval_only a folder of results, with dry_run none.
 
     Raises:
         LinOPError: If anything in the recipe cannot work, before long work if it can be told.
     """
     recipe = recipe.effective()
+    if recipe.watch.eval_only:
+        return _evaluate_only(recipe)
     resumed = recipe.checkpoint.resume is not None
     output, accelerator = _start(recipe, resumed)
     if resumed and (output / "slim").exists():
@@ -63,27 +69,86 @@ def train(recipe: Recipe) -> Path:
     data = _load(recipe.data)
     student, slim_start = make_student(recipe, data)
     loaders = make_loaders(recipe, recipe.augment, data, student)
-    teacher = make_teacher(recipe, loaders.config) if recipe.distill.gamma else None
+    distilled = recipe.distill.gamma or recipe.distill.kd_weight
+    teacher = make_teacher(recipe, loaders.config) if distilled else None
     trainer = Trainer(student, teacher, loaders.train, loaders.validation, recipe, accelerator)
+    if recipe.watch.dry_run:
+        _try_out(trainer)
+        return None
     if accelerator.is_main_process and not resumed:
         output.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe, output / "recipe.yaml")
-    test = accelerator.prepare(loaders.test)
-    before = {"dense": teacher and teacher.model, "pruned": slim_start}
-    results = _evaluated(before, test, accelerator, len(data.class_names))
+    before = {"dense": teacher, "pruned": slim_start}
+    for row in _evaluated(before, trainer.validation, accelerator, len(data.class_names)):
+        accelerator.print(f"{row.arm}: validation {row.accuracy:.2f} %")
+    watch.start(recipe, accelerator)
+    # Drawn per process from here on: dropout and mixup are not to be the same on all of them.
+    set_seed(recipe.run.seed, device_specific=True)
     with stop_signals() as stop:
-        trained, seconds = trainer.run(output, stop)
+        trained, seconds = trainer.run(stop)
+    _finish(recipe, trained, seconds, before, data, loaders, accelerator)
+    return output
+
+
+def _finish(
+    recipe: Recipe,
+    trained: nn.Module,
+    seconds: float,
+    before: Mapping[str, nn.Module | None],
+    data: ImageData,
+    loaders: Loaders,
+    accelerator: Accelerator,
+) -> None:
+    """Contract, touch the test split for the first time, and write what a run leaves."""
+    output, arm = Path(recipe.run.output or ""), arm_of(recipe)
+    test = accelerator.prepare(loaders.test)
     slim = _contracted(trained, next(iter(test))[0], accelerator)
-    accuracy = evaluate(slim, test, accelerator)["validation_accuracy"]
-    results.append(card.Result(arm_of(recipe), accuracy, training_seconds=seconds))
+    results = _evaluated(before, test, accelerator, len(data.class_names))
+    evaluation = evaluate(slim, test, accelerator)
+    results.append(card.Result(arm, evaluation.top1, training_seconds=seconds))
     if accelerator.is_main_process:
-        models = {**before, arm_of(recipe): slim}
+        models = {**before, "dense": getattr(before["dense"], "model", None), arm: slim}
         results = with_costs(results, models, loaders.config["input_size"])
-        finish(recipe, output, slim, arm_of(recipe), data, loaders.config, results)
+        report_evaluation(evaluation, data.class_names, output)
+        finish(recipe, output, slim, arm, data, loaders.config, results)
         if recipe.run.push_to_hub:
             push(output, recipe.run.push_to_hub, private=recipe.run.hub_private)
     accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def _evaluate_only(recipe: Recipe) -> Path:
+    """Measure a model on the split that --eval-only names."""
+    output, accelerator = _start(recipe)
+    data = _load(recipe.data)
+    model, _ = make_student(recipe, data)
+    loaders = make_loaders(recipe, recipe.augment, data, model)
+    split = recipe.watch.eval_only or ""
+    model, batches = accelerator.prepare(model, getattr(loaders, split))
+    evaluation = evaluate(model, batches, accelerator)
+    accelerator.print(
+        f"{split} of {data.name}: top-1 {evaluation.top1:.2f} %, top-5 {evaluation.top5:.2f} %, "
+        f"loss {evaluation.loss:.4f}"
+    )
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        write_yaml(recipe, output / "recipe.yaml")
+        report_evaluation(evaluation, data.class_names, output)
+    accelerator.wait_for_everyone()
     return output
+
+
+def _try_out(trainer: Trainer) -> None:
+    """Describe a run and do two steps of it."""
+    images = next(iter(trainer.batches))[0]
+    trainer.accelerator.print(describe(trainer, images))
+    for losses, seen in islice(trainer.steps(trainer.batches), 2):
+        total, task, sp, kd = losses.tolist()
+        trainer.accelerator.print(
+            f"step {trainer.progress.updates}: {seen} images, loss {total:.4f} (task {task:.4f}, "
+            f"SP {sp:.3e}, KD {kd:.4f})"
+        )
+    trainer.accelerator.print("nothing was written; leave --dry-run out to train.")
 
 
 def prune(recipe: PruneRecipe) -> Path:
@@ -151,7 +216,10 @@ def _start(recipe: Recipe | PruneRecipe, resumed: bool = False) -> tuple[Path, A
     if not resumed:
         check_output(output)
     loading = DataLoaderConfiguration(use_seedable_sampler=True)
-    accelerator = Accelerator(dataloader_config=loading)
+    trackers = watch.trackers(recipe.watch) if isinstance(recipe, Recipe) else []
+    accelerator = Accelerator(
+        dataloader_config=loading, log_with=trackers, project_dir=str(output / "tracking")
+    )
     if recipe.run.push_to_hub and accelerator.is_main_process:
         check_write_access(recipe.run.push_to_hub, private=recipe.run.hub_private)
     set_seed(recipe.run.seed)
@@ -174,8 +242,7 @@ def _evaluated(
     for arm, model in models.items():
         if model is not None and getattr(model, "num_classes", classes) == classes:
             model.to(accelerator.device)
-            accuracy = evaluate(model, test, accelerator)["validation_accuracy"]
-            results.append(card.Result(arm, accuracy))
+            results.append(card.Result(arm, evaluate(model, test, accelerator).top1))
     return results
 
 

@@ -1,0 +1,98 @@
+"""Where numbers stop being numbers: the parameter, the images or the layer that is to blame."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .expanded import chain_of
+
+
+def broken_parameter(model: nn.Module) -> str | None:
+    """Name the first parameter or buffer that holds NaN or infinity.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        Its name; None if all are finite.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> broken_parameter(model) is None
+        True
+        >>> _ = model.bias.data.fill_(torch.nan)
+        >>> broken_parameter(model)
+        'bias'
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    floating = {name: t for name, t in tensors.items() if t.is_floating_point()}
+    if not floating:
+        return None
+    # One sum on the device for all of them; names are looked for only if it is no number.
+    norms = torch.stack(torch._foreach_norm([t.detach().float() for t in floating.values()]))
+    broken = (~norms.isfinite()).nonzero().flatten().tolist()
+    return list(floating)[broken[0]] if broken else None
+
+
+@torch.no_grad()
+def blame(model: nn.Module, images: Tensor, teacher: nn.Module | None = None) -> str:
+    """Tell where a loss that is no number comes from.
+
+    Args:
+        model: As it was when the loss was taken.
+        images: The batch it was taken of, ``b x c x h x w``.
+        teacher: Looked at last.
+
+    Returns:
+        Half a sentence that names the parameter, the images, or the first layer whose output is no
+        number.
+
+    Example:
+        >>> class Log(nn.Module):
+        ...     def forward(self, x):
+        ...         return x.log()
+        >>> blame(nn.Sequential(nn.ReLU(), Log()), torch.zeros(2, 3, 4, 4))
+        "layer '1' (Log) gives numbers that are not finite"
+    """
+    parameter = broken_parameter(model)
+    if parameter is not None:
+        return f"{_spoken(parameter)} is not finite any more"
+    if not images.isfinite().all():
+        return "the images hold numbers that are not finite"
+    layer = _first_broken_layer(model, images)
+    if layer is not None:
+        return f"layer {layer} gives numbers that are not finite"
+    layer = _first_broken_layer(teacher, images) if teacher is not None else None
+    if layer is not None:
+        return f"layer {layer} of the teacher gives numbers that are not finite"
+    return "every layer's output is finite, so the loss itself is too large"
+
+
+def _spoken(parameter: str) -> str:
+    """A factor by its layer."""
+    layer, chained, factor = parameter.partition(".parametrizations.weight.original")
+    return f"factor {factor} of layer {layer!r}" if chained else repr(parameter)
+
+
+def _first_broken_layer(model: nn.Module, images: Tensor) -> str | None:
+    found: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not found and isinstance(output, Tensor) and not output.isfinite().all():
+                found.append(f"{name!r} ({type(module).__name__})")
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            leaf = chain_of(module) is not None or not any(module.children())
+            if leaf and "parametrizations" not in name:
+                handle = module.register_forward_hook(look(name))
+                hooks.callback(handle.remove)
+        model(images)
+    return found[0] if found else None
