@@ -1,0 +1,117 @@
+"""Curves against epochs, read from metrics.csv."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from timm_linop.errors import DataError
+from timm_linop.plots.canvas import BLUE, GREEN, ORANGE, new_axes, new_figure, save
+
+# The panels of training_curves: what each shows, and by column its lines' names and colours.
+_CURVES = (
+    ("loss", {"train_loss": ("total", BLUE), "task_loss": ("task", ORANGE)}),
+    ("similarity loss", {"sp_loss": ("similarity", GREEN)}),
+    ("validation accuracy (%)", {"validation_accuracy": ("accuracy", BLUE)}),
+)
+
+
+def training_curves(metrics_csv: Path, out: Path) -> Path:
+    r"""Draw the losses and the validation accuracy of a run against its epochs.
+
+    Args:
+        metrics_csv: A run's ``metrics.csv``: a column ``epoch`` and any of ``train_loss``,
+            ``task_loss``, ``sp_loss`` and ``validation_accuracy`` (in percent). A run without
+            distillation has one loss: the total. Empty and non-finite cells are gaps; of an epoch
+            written twice, as a resumed run does, the later row counts.
+        out: Where the PNG goes.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        DataError: The file is missing, or holds nothing to draw.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> rows = "epoch,train_loss,validation_accuracy\n1,0.9,60\n2,0.5,75\n"
+        >>> _ = (folder / "metrics.csv").write_text(rows)
+        >>> training_curves(folder / "metrics.csv", folder / "curves.png").name
+        'curves.png'
+    """
+    epochs, columns = _read(metrics_csv)
+    if not any(columns.get("sp_loss", [])):  # no distillation: the total is the task's loss
+        columns.pop("sp_loss", None)
+        columns.pop("task_loss" if "train_loss" in columns else "", None)
+    panels = {
+        what: {c: line for c, line in lines.items() if c in columns} for what, lines in _CURVES
+    }
+    panels = {what: lines for what, lines in panels.items() if lines}
+    if not panels:
+        raise DataError(
+            f"{metrics_csv.name} holds no loss and no accuracy to draw; it needs a column epoch "
+            "and one of train_loss, task_loss, sp_loss, validation_accuracy with numbers in it."
+        )
+    figure = new_figure(3.9 * len(panels), 3.1)
+    for place, (what, lines) in enumerate(panels.items(), start=1):
+        axes = new_axes(figure, "y", len(panels), place)
+        for column, (label, colour) in lines.items():
+            _curve(axes, epochs, columns[column], colour, label)
+        axes.set_ylabel(what)
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize=9)
+        if "validation_accuracy" in lines:
+            _mark_best(axes, epochs, columns["validation_accuracy"])
+    return save(figure, out)
+
+
+def _read(metrics_csv: Path) -> tuple[list[int], dict[str, list[float]]]:
+    """Read the epochs and, of every column with a number in it, the values (NaN where none)."""
+    if not metrics_csv.is_file():
+        raise DataError(f"{metrics_csv} is no file; give the metrics.csv of a run's folder.")
+    with metrics_csv.open(newline="", encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if _number(row.get("epoch")) % 1 == 0]
+    by_epoch = {int(_number(row["epoch"])): row for row in rows}
+    epochs = sorted(by_epoch)
+    names = [name for name in (rows[0] if rows else []) if name and name != "epoch"]
+    columns = {name: [_number(by_epoch[epoch].get(name)) for epoch in epochs] for name in names}
+    return epochs, {
+        name: values for name, values in columns.items() if not all(map(math.isnan, values))
+    }
+
+
+def _number(cell: str | None) -> float:
+    """Read a cell; what is no finite number is NaN, a gap in the curve."""
+    try:
+        value = float(cell or "nan")
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def _curve(
+    axes: Axes, epochs: Sequence[int], values: Sequence[float], colour: str, label: str
+) -> None:
+    """Draw one line against whole epochs; few have points, so that even one shows."""
+    marker, margin = "o" if len(epochs) <= 30 else "", max((epochs[-1] - epochs[0]) / 25, 0.2)
+    axes.plot(epochs, values, color=colour, marker=marker, markersize=3.5, label=label)
+    axes.set(xlabel="epoch", xlim=(epochs[0] - margin, epochs[-1] + margin))
+    whole = MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10], min_n_ticks=1)
+    axes.xaxis.set_major_locator(whole)
+    axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
+
+
+def _mark_best(axes: Axes, epochs: Sequence[int], accuracies: Sequence[float]) -> None:
+    """Ring the best epoch and say how good the best and the last one are."""
+    points = zip(accuracies, epochs, strict=True)
+    known = [(value, epoch) for value, epoch in points if not math.isnan(value)]
+    best, at = max(known, key=lambda point: (point[0], -point[1]))
+    axes.plot([at], [best], "o", markersize=9, markerfacecolor="none", color=ORANGE)
+    told = f"best {best:.1f} at epoch {at}, last {known[-1][0]:.1f}"
+    axes.set_title(told, fontsize=9, loc="right", color="#444444")
