@@ -1,8 +1,10 @@
 """The figures of a run and of several: plain data in, a PNG out."""
 
 from timm_linop.plots.canvas import BLUE, DPI, GREEN, GREY, ORANGE
-from timm_linop.plots.curves import training_curves
+from timm_linop.plots.curves import compare_curves, training_curves
 from timm_linop.plots.dots import arms
+from timm_linop.plots.matrix import confusion
+from timm_linop.plots.scatter import accuracy_against_parameters
 from timm_linop.plots.widths import channel_widths
 
 __all__ = [
@@ -11,7 +13,10 @@ __all__ = [
     "GREEN",
     "GREY",
     "ORANGE",
+    "accuracy_against_parameters",
     "arms",
     "channel_widths",
+    "compare_curves",
+    "confusion",
     "training_curves",
 ]

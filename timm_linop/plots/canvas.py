@@ -11,8 +11,11 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from timm_linop.errors import DataError
+
 # Okabe and Ito's colours, told apart by colour-blind eyes too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
+PINK, SKY, YELLOW = "#CC79A7", "#56B4E9", "#E69F00"
 DPI = 150
 
 
@@ -51,12 +54,14 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
-def new_axes(figure: Figure, grid: Literal["x", "y"], columns: int = 1, place: int = 1) -> Axes:
-    """Add a pair of axes with no more ink than needed, and lines across one of them.
+def new_axes(
+    figure: Figure, grid: Literal["x", "y", "both"], columns: int = 1, place: int = 1
+) -> Axes:
+    """Add a pair of axes with no more ink than needed, and faint lines behind.
 
     Args:
         figure: Where to.
-        grid: Which of the two axes has the lines.
+        grid: Along which axes there are lines.
         columns: How many pairs stand side by side in the figure.
         place: Which of them this one is, from 1.
 
@@ -84,11 +89,19 @@ def save(figure: Figure, out: Path) -> Path:
     Returns:
         ``out``.
 
+    Raises:
+        DataError: It cannot be written there.
+
     Example:
         >>> import tempfile
         >>> save(new_figure(4, 3), Path(tempfile.mkdtemp()) / "figures" / "empty.png").name
         'empty.png'
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, format="png", dpi=DPI)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, format="png", dpi=DPI)
+    except OSError as error:
+        raise DataError(
+            f"{out} cannot be written: {error.strerror}; choose a folder with room that is yours."
+        ) from error
     return out
