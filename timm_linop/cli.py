@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,10 +64,24 @@ def _say_where(output: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     """Run ``timm-linop``."""
     auto_cli(
-        {"demo": demo, "audit": audit, "bench": bench, "push": push},
-        args=list(argv),
+        {"demo": demo, "audit": audit, "bench": bench, "plot": plot, "push": push},
+        args=_as_jsonargparse(argv),
         prog="timm-linop",
     )
+
+
+def _as_jsonargparse(argv: Sequence[str]) -> list[str]:
+    """Let ``plot`` have its runs one after the other; jsonargparse would have ``'[one, two]'``."""
+    words, runs, flags = list(argv[1:]), [], list(argv[:1])
+    if flags != ["plot"]:
+        return list(argv)
+    while words:
+        if not words[0].startswith("-"):
+            runs.append(words.pop(0))
+        else:  # with its value, which is no run
+            taken = 1 if "=" in words[0] else 2
+            flags, words = flags + words[:taken], words[taken:]
+    return [*flags, json.dumps(runs)] if runs else flags
 
 
 def demo(output: str = "runs/demo", seed: int = 42) -> None:
@@ -115,6 +130,20 @@ def bench(model: str, pruned: str | None = None, batch_size: int = 32) -> None:
         f"({'x'.join(map(str, size))}, batches of {batch_size})"
     )
     print(", ".join(f"{key} {value}" for key, value in machine(slim).items()))
+
+
+def plot(runs: list[str], output: str | None = None) -> None:
+    """Draw each run's training curves, and several runs against each other.
+
+    Args:
+        runs: Run folders, one after the other.
+        output: Folder for the figures, with a folder in it for each run; without it they go to
+            each run's figures/, and those of several runs to figures/ beside the first run.
+    """
+    from .gallery import draw
+
+    for figure in draw([Path(run) for run in runs], Path(output) if output else None):
+        print(figure)
 
 
 def push(folder: str, repo: str, private: bool = False, revision: str | None = None) -> None:
