@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import nn
 
+import timm_linop
 from tests.training import dense_and_slim, recipe_of, some_steps, trainer_of
 from timm_linop.errors import RecipeError, TrainingError
 from timm_linop.expand import contracted_state
@@ -120,7 +121,7 @@ def test_checkpointed_activations_change_rounding_only(recipe: Recipe) -> None:
 
 def test_compiled_training_is_the_same_training(recipe: Recipe) -> None:
     losses, state = state_after(recipe, 3)
-    compiled = replace(recipe, compute=ComputeConfig(torchcompile="aot_eager"))
+    compiled = replace(recipe, compute=ComputeConfig(torchcompile="eager"))
     other, state_of_other = state_after(compiled, 3)
     assert torch.allclose(losses, other, rtol=1e-4)
     assert_close(state, state_of_other, 1e-4)
@@ -179,8 +180,6 @@ def test_a_broken_factor_is_named_and_the_good_checkpoint_kept(recipe: Recipe) -
 
 def test_another_architecture_teaches_by_stages(names: tuple[str, str], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    import timm_linop
-
     other = timm.create_model("test_resnet", in_chans=1, num_classes=10)
     timm_linop.save(other, tmp_path / "other")
     distill = DistillConfig(f"local-dir:{tmp_path}/other", pairs=("stages",), teacher_img_size=48)
@@ -199,8 +198,6 @@ def test_another_architecture_teaches_by_stages(names: tuple[str, str], tmp_path
 
 
 def test_other_classes_have_no_logits_to_follow(names: tuple[str, str], tmp_path: Path) -> None:
-    import timm_linop
-
     timm_linop.save(timm.create_model("test_convnext", in_chans=1, num_classes=7), tmp_path / "t")
     distill = DistillConfig(f"local-dir:{tmp_path}/t", kd_weight=1.0)
     with pytest.raises(RecipeError, match="teacher has 7 classes and the student 10"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from math import inf
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from .expanded import chain_of
 
 
 def broken_parameter(model: nn.Module) -> str | None:
-    """Name the first parameter or buffer that holds NaN or infinity.
+    """Name the first parameter or running statistic that holds NaN or infinity.
 
     Args:
         model: Any model.
@@ -28,13 +29,15 @@ def broken_parameter(model: nn.Module) -> str | None:
         >>> broken_parameter(model)
         'bias'
     """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    floating = {name: t for name, t in tensors.items() if t.is_floating_point()}
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    # Statistics diverge like weights; masks and tables of a model may hold infinity on purpose.
+    tensors |= {name: b for name, b in model.named_buffers() if "running_" in name}
+    floating = {name: t.detach() for name, t in tensors.items() if t.is_floating_point()}
     if not floating:
         return None
-    # One sum on the device for all of them; names are looked for only if it is no number.
-    norms = torch.stack(torch._foreach_norm([t.detach().float() for t in floating.values()]))
-    broken = (~norms.isfinite()).nonzero().flatten().tolist()
+    # One look at all of them; names are looked for only if it finds something.
+    peaks = torch.stack([*map(Tensor.float, torch._foreach_norm([*floating.values()], inf))])
+    broken = (~peaks.isfinite()).nonzero().flatten().tolist()
     return list(floating)[broken[0]] if broken else None
 
 

@@ -25,6 +25,7 @@ from torch import nn
 from .architecture import PREFIX, forget_caches, model_args_of
 from .card import CardData, render
 from .errors import CheckpointError, ExpansionError, HubError, LinOPError, OutputFolderError
+from .divergence import broken_parameter
 from .expand import is_expanded
 from .proof import prove
 from .source import CONFIG, WEIGHTS, read_config, read_weights, slim_folder
@@ -63,6 +64,7 @@ def save(
         ExpansionError: If the model is expanded.
         OutputFolderError: If the folder holds something already.
         StructureError: If the model is no slim form of its timm architecture.
+        CheckpointError: If a weight is NaN or infinite.
 
     Example:
         >>> import timm, tempfile
@@ -73,6 +75,7 @@ def save(
     """
     folder = Path(folder)
     _refuse_expanded(model, "saved")
+    _refuse_broken(model)
     check_output(folder)
     structure = Structure.of(forget_caches(model))
     slim: Any = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
@@ -198,6 +201,15 @@ def push(
             commit_message=message,
             revision=revision,
             parent_commit=head.sha,
+        )
+
+
+def _refuse_broken(model: nn.Module) -> None:
+    broken = broken_parameter(model)
+    if broken is not None:
+        raise CheckpointError(
+            f"{broken!r} holds numbers that are not finite, so the model is not saved; go back to "
+            "a checkpoint from before it diverged."
         )
 
 

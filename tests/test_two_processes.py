@@ -1,0 +1,55 @@
+"""Two gloo processes train as one does with the same global batch."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training import dense_and_slim
+
+ROOT = Path(__file__).parents[1]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+# test_convnext has no batch statistics; 1,000 images make 10 batches of 100 or 20 of 50.
+FLAGS = ["--img-size", "32", "--crop-pct", "1.0", "--hflip", "0.5", "--epochs", "3", "--lr", "0.01"]
+FLAGS += ["--sub-batch", "25", "--kd-weight", "0.5"]
+
+
+def train(argv: list[str], processes: int) -> None:
+    prefix = TWO if processes == 2 else [sys.executable]
+    done = subprocess.run(
+        [*prefix, str(ROOT / "train.py"), *argv],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    with (run / "metrics.csv").open() as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_loss_curve_is_one_process_s(tmp_path: Path, accumulated: int) -> None:
+    teacher, pruned = dense_and_slim(tmp_path)
+    argv = ["--pruned", pruned, "--teacher", teacher, *FLAGS]
+    one, two = tmp_path / "one", tmp_path / "two"
+    train([*argv, "--batch-size", "100", "--output", str(one)], 1)
+    share = ["--batch-size", str(50 // accumulated), "--grad-accum-steps", str(accumulated)]
+    train([*argv, *share, "--output", str(two)], 2)
+    for expected, got in zip(rows_of(one), rows_of(two), strict=True):
+        for name in ("lr", "train_loss", "task_loss", "sp_loss", "kd_loss", "validation_loss"):
+            assert got[name] == pytest.approx(expected[name], rel=1e-3), name
+    weights = [load_file(run / "slim" / "model.safetensors") for run in (one, two)]
+    for name, tensor in weights[0].items():
+        off = (tensor - weights[1][name]).norm() / tensor.norm().clamp_min(1e-6)
+        assert off < 1e-3, (name, off)
+    assert all(torch.isfinite(t).all() for t in weights[1].values())
