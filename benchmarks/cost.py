@@ -6,7 +6,7 @@ replace their rows. Sections:
 
 =========== ======================================================================================
 step        one training step: the literal chain, composed chains and compact ones against vanilla
-accumulate  a step over many small batches, composed once or each time, against vanilla
+accumulate  a step over many small batches, composed once, against vanilla
 memory      the process's peak while training, against vanilla; expected: 1 + the factors' own state
 distill     a step with SP-KD against its floor, vanilla step + teacher forward; by batch and pairs
 expand      seconds of expand and contract

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import timm
 import torch
-from torch import nn
 
 import timm_linop
 from tests.training import dense_and_slim, recipe_of, some_steps, trainer_of
+from timm_linop.arrange import arranged
 from timm_linop.errors import RecipeError, TrainingError
 from timm_linop.expand import contracted_state
 from timm_linop.expanded import factors_of
@@ -127,15 +129,25 @@ def test_compiled_training_is_the_same_training(recipe: Recipe) -> None:
     assert_close(state, state_of_other, 1e-4)
 
 
-def test_a_model_that_cannot_compute_twice_is_refused(recipe: Recipe) -> None:
-    class Plain(nn.Module):
-        pass
-
+def test_sharded_weights_are_put_together_at_the_end(recipe: Recipe) -> None:
+    """What FSDP and DeepSpeed need, with the one piece that there is on one process."""
     trainer = trainer_of(recipe)
-    trainer.model = Plain()
-    trainer.recipe = replace(recipe, compute=ComputeConfig(grad_checkpointing=True))
-    with pytest.raises(RecipeError, match="Plain cannot compute its activations twice"):
-        trainer._arrange()
+    trainer.sharded, trainer.spare = True, copy.deepcopy(trainer.model)
+    some_steps(trainer, 2)
+    whole = trainer._whole()
+    assert whole is not trainer.model
+    assert_close(trainer.model.state_dict(), whole.state_dict(), 0)
+
+
+def test_shared_statistics_leave_a_model_that_saves_and_reloads(tmp_path: Path) -> None:
+    """SyncBatchNorm trains on GPUs only, but what it leaves is a plain model."""
+    model = timm.create_model("test_efficientnet", num_classes=10)
+    two = SimpleNamespace(num_processes=2)
+    shared = arranged(model, ComputeConfig(sync_bn=True), two)  # type: ignore[arg-type]
+    assert any("Sync" in type(module).__name__ for module in shared.modules())
+    timm_linop.save(shared, tmp_path / "slim")
+    again = timm.create_model(f"local-dir:{tmp_path}/slim", pretrained=True)
+    assert_close(shared.state_dict(), again.state_dict(), 0)
 
 
 def test_the_average_is_of_slim_weights(recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,16 +13,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DistributedType, broadcast
-from timm.layers import convert_sync_batchnorm
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from . import metrics, watch
+from .arrange import arranged, check_sharding
 from .average import WeightAverage
 from .distill import Teacher
 from .divergence import blame, broken_parameter
-from .errors import Interrupted, RecipeError, TrainingError
+from .errors import Interrupted, TrainingError
 from .evaluation import evaluate
 from .objective import Objective
 from .once import composed_once
@@ -58,10 +59,12 @@ class Trainer:
         recipe: Recipe,
         accelerator: Accelerator,
     ) -> None:
-        self.recipe, self.accelerator, self.model = recipe, accelerator, model
+        self.recipe, self.accelerator = recipe, accelerator
         self.output = Path(recipe.run.output or "")
         self.teacher = teacher.to(accelerator.device) if teacher is not None else None
-        self._arrange()
+        self.sharded = check_sharding(recipe, accelerator)
+        self.model = arranged(model, recipe.compute, accelerator)
+        self.spare = copy.deepcopy(self.model) if self.sharded else nn.Module()
         self.objective = Objective(self.model, self.teacher, recipe)
         self.mixup = make_mixup(recipe.optim, self.model)
         optimizer = make_optimizer(self.model, recipe.optim)
@@ -108,7 +111,7 @@ class Trainer:
             progress.epoch, progress.batch = progress.epoch + 1, 0
             self._record({"epoch": progress.epoch, **row})
             self._save()
-        return self.average.module if self.average else self.model, progress.seconds
+        return self._whole(), progress.seconds
 
     def steps(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, int]]:
         """Train on batches, as many at a time as the recipe accumulates.
@@ -131,19 +134,17 @@ class Trainer:
                     self.average.update(self.model, self.progress.updates)
                 yield losses, sum(len(images) for images, _ in group)
 
-    def _arrange(self) -> None:
-        """Prepare the model for how its steps are to be computed."""
-        compute, kind = self.recipe.compute, self.accelerator.distributed_type
-        self.sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if self.sharded and (self.recipe.optim.model_ema or compute.grad_accum_steps > 1):
-            raise RecipeError(
-                f"{kind.value} spreads the weights over the processes, which --model-ema and "
-                "--grad-accum-steps do not support; leave them out, or use multi_gpu.yaml."
-            )
-        if compute.grad_checkpointing:
-            _checkpoint_activations(self.model)
-        if compute.sync_bn and self.accelerator.num_processes > 1:
-            self.model = convert_sync_batchnorm(self.model)
+    def _whole(self) -> nn.Module:
+        """The trained model, or its average, with all its weights on every process."""
+        if self.average is not None or not self.sharded:
+            return self.average.module if self.average else self.model
+        state, whole = self.accelerator.get_state_dict(self.wrapped), self.spare
+        if self.accelerator.is_main_process:  # the only one that is given it
+            whole.load_state_dict(state)
+        whole.to(self.accelerator.device)
+        for tensor in whole.state_dict().values():
+            tensor.copy_(broadcast(tensor))
+        return whole
 
     def _epoch(self, epoch: int) -> dict[str, float]:
         progress, sums = self.progress, self._sums()
@@ -275,13 +276,3 @@ class Trainer:
             metrics.record(row, self.output / "metrics.csv")
             left = self.recipe.schedule.epochs - self.progress.epoch
             self.accelerator.print(watch.line(row, self.recipe.schedule.epochs, left))
-
-
-def _checkpoint_activations(model: Any) -> None:
-    try:
-        model.set_grad_checkpointing(True)
-    except (AttributeError, AssertionError) as error:
-        raise RecipeError(
-            f"timm's {type(model).__name__} cannot compute its activations twice; leave "
-            "--grad-checkpointing out."
-        ) from error

@@ -24,8 +24,8 @@ from torch import nn
 
 from .architecture import PREFIX, forget_caches, model_args_of
 from .card import CardData, render
-from .errors import CheckpointError, ExpansionError, HubError, LinOPError, OutputFolderError
 from .divergence import broken_parameter
+from .errors import CheckpointError, ExpansionError, HubError, LinOPError, OutputFolderError
 from .expand import is_expanded
 from .proof import prove
 from .source import CONFIG, WEIGHTS, read_config, read_weights, slim_folder

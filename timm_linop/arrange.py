@@ -1,0 +1,67 @@
+"""A model made ready for how its steps are to be computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+
+from .errors import RecipeError
+from .recipe import ComputeConfig, Recipe
+
+
+def arranged(model: Any, compute: ComputeConfig, accelerator: Accelerator) -> nn.Module:
+    """Let a model compute its activations twice, and share batch statistics, as asked.
+
+    Args:
+        model: Changed in place.
+        compute: What is asked.
+        accelerator: Tells whether there are other processes.
+
+    Returns:
+        The model; another object only if it is one single batch normalisation.
+
+    Raises:
+        RecipeError: If timm's model cannot do it.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> arranged(model, ComputeConfig(grad_checkpointing=True), Accelerator(cpu=True))
+        Traceback (most recent call last):
+        ...
+        timm_linop.errors.RecipeError: timm's Linear cannot compute its activations twice; ...
+    """
+    if compute.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:
+            raise RecipeError(
+                f"timm's {type(model).__name__} cannot compute its activations twice; leave "
+                "--grad-checkpointing out."
+            ) from error
+    if compute.sync_bn and accelerator.num_processes > 1:
+        model = convert_sync_batchnorm(model)
+    return model
+
+
+def check_sharding(recipe: Recipe, accelerator: Accelerator) -> bool:
+    """Tell whether processes hold parts of the weights only.
+
+    Raises:
+        RecipeError: If the recipe asks for what needs all of them in one place.
+
+    Example:
+        >>> check_sharding(Recipe(), Accelerator(cpu=True))
+        False
+    """
+    kind = accelerator.distributed_type
+    sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if sharded and (recipe.optim.model_ema or recipe.compute.grad_accum_steps > 1):
+        raise RecipeError(
+            f"{kind.value} spreads the weights over the processes, which --model-ema and "
+            "--grad-accum-steps do not support; leave them out, or use multi_gpu.yaml."
+        )
+    return sharded
