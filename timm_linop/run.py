@@ -228,7 +228,12 @@ def _start(recipe: Recipe | PruneRecipe, resumed: bool = False) -> tuple[Path, A
 
 
 def _load(data: DataConfig) -> ImageData:
-    return load_data(data.dataset, image_column=data.image_column, label_column=data.label_column)
+    return load_data(
+        data.dataset,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        streaming=data.streaming,
+    )
 
 
 def _evaluated(

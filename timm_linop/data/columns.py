@@ -15,7 +15,9 @@ _LOGGER = logging.getLogger(__name__)
 _LABEL_NAMES = ("label", "labels", "class", "classes", "target", "category", "fine_label")
 
 
-def image_and_label(splits: Splits, name: str, *, image: str | None, label: str | None) -> Splits:
+def image_and_label(
+    splits: Splits, name: str, *, image: str | None, label: str | None, decode: bool = True
+) -> Splits:
     """Keep the image column and the label column of every split, under these names."""
     features = splits["train"].features
     image = _choose("image", image, _image_columns(features), features, name)
@@ -25,20 +27,21 @@ def image_and_label(splits: Splits, name: str, *, image: str | None, label: str 
             f"{name}: the column {label!r} holds {features[label]}, not one whole number or "
             "string per image; choose another with label_column."
         )
-    columns = {image: "image", label: "label"}
+    names = {old: new for old, new in ((image, "image"), (label, "label")) if old != new}
+    kept = {}
     try:
-        # Arrow knows paths, bytes and {bytes, path} as images; this only changes the type.
-        return {
-            split: rows.select_columns([image, label])
-            .rename_columns(columns)
-            .cast_column("image", _image_feature(features[image]))
-            for split, rows in splits.items()
-        }
+        for split, rows in splits.items():
+            # Arrow knows paths, bytes and {bytes, path} as images; this only changes the type. It
+            # comes before the names: a stream decodes what it renames, and compresses it again.
+            cast = _image_feature(features[image], decode)
+            rows = rows.select_columns([image, label]).cast_column(image, cast)
+            kept[split] = rows.rename_columns(names) if names else rows
     except (ValueError, TypeError, NotImplementedError) as error:
         raise DataError(
             f"{name}: the column {image!r} holds {features[image]}, not images: {error}; "
             "choose another with image_column."
         ) from error
+    return kept
 
 
 def encode_labels(splits: Splits, name: str) -> tuple[Splits, tuple[str, ...]]:
@@ -137,8 +140,8 @@ def _image_columns(features: datasets.Features) -> list[str]:
     ]
 
 
-def _image_feature(feature: object) -> datasets.Image:
-    return feature if isinstance(feature, datasets.Image) else datasets.Image()
+def _image_feature(feature: object, decode: bool) -> datasets.Image:
+    return datasets.Image(mode=getattr(feature, "mode", None), decode=decode)
 
 
 def _label_columns(features: datasets.Features) -> list[str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 import datasets
 import numpy as np
 
 from timm_linop.data.columns import encode_labels, image_and_label, labels_of
-from timm_linop.data.loader import Examples
+from timm_linop.data.loader import Examples, StreamedExamples
 from timm_linop.data.sources import read_source
 from timm_linop.data.splits import three_splits, usable_splits
+from timm_linop.data.stream import Split, Stream, class_names_of, three_streams
 from timm_linop.data.transforms import channel_problem
 from timm_linop.errors import DataError
 
@@ -21,7 +22,8 @@ class ImageData:
     """A labelled image set in three splits.
 
     Each split has two columns only: ``image`` (``datasets.Image``, which gives PIL images) and
-    ``label`` (``datasets.ClassLabel``, which gives whole numbers).
+    ``label`` (``datasets.ClassLabel``, which gives whole numbers). It is a ``datasets.Dataset``,
+    or a `Stream` of its rows as they are stored; both have a length, and `make_loader` takes both.
 
     Attributes:
         name: What a model card calls it: "scikit-learn digits", "idx:fashion-mnist", the Hub id.
@@ -39,15 +41,19 @@ class ImageData:
     """
 
     name: str
-    train: datasets.Dataset
-    validation: datasets.Dataset
-    test: datasets.Dataset
+    train: Split
+    validation: Split
+    test: Split
     class_names: tuple[str, ...]
     mode: str
 
 
 def load_data(
-    spec: str, *, image_column: str | None = None, label_column: str | None = None
+    spec: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    streaming: bool = False,
 ) -> ImageData:
     """Load a labelled image set and divide it into train, validation and test.
 
@@ -73,26 +79,48 @@ def load_data(
         image_column: The column of images; by default the only one that holds images.
         label_column: The column of labels; by default the only ``ClassLabel``, or else a column
             of whole numbers or strings called label, labels, class, ...
+        streaming: Read Hub datasets and parquet files while they are trained on, without a copy
+            on the disk. Only what their metadata tell is known before: the label column must be a
+            ``ClassLabel``, the number of images must be given, labels are checked as they come,
+            and nothing is cut off train: one labelled split beside it is dealt, images 0, 2, 4...
+            to validation and 1, 3, 5... to test.
 
     Returns:
-        The data, its first image read, its labels all checked.
+        The data, its first image read; its labels all checked, unless streaming.
 
     Raises:
         DataError: The source is missing or broken, the columns are ambiguous, a label is missing
-            or out of range, a split is empty, or a class has too few images.
+            or out of range, a split is empty, a class has too few images, or the data cannot be
+            streamed.
 
     Example:
         >>> data = load_data("digits")
         >>> data.name, len(data.train), len(data.validation), len(data.test), data.mode
         ('scikit-learn digits', 1000, 297, 500, 'L')
     """
-    name, splits = read_source(spec)
+    name, splits = read_source(spec, streaming=streaming)
     splits = usable_splits(splits, name)
+    if streaming:
+        return _streamed(name, splits, image_column, label_column)
     splits = image_and_label(splits, name, image=image_column, label=label_column)
     splits, class_names = encode_labels(splits, name)
     _refuse_empty_classes(splits["train"], class_names, name)
     splits = three_splits(splits, name)
     mode, _ = Examples(splits["train"], attrgetter("mode"), seed=0)[0]
+    return ImageData(name, **splits, class_names=class_names, mode=mode)
+
+
+def _streamed(
+    name: str, streams: dict[str, Stream], image: str | None, label: str | None
+) -> ImageData:
+    """The same for streams, of which only the first row is read."""
+    rows = {split: stream.rows for split, stream in streams.items()}
+    rows = image_and_label(rows, name, image=image, label=label, decode=False)
+    streams = {split: replace(stream, rows=rows[split]) for split, stream in streams.items()}
+    class_names = class_names_of(streams["train"], name)
+    splits = three_streams(streams, name)
+    first = [next(iter(splits["train"]))]
+    mode = StreamedExamples(splits["train"], attrgetter("mode"), seed=0).__getitems__(first)[0][0]
     return ImageData(name, **splits, class_names=class_names, mode=mode)
 
 

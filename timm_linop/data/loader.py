@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -13,16 +14,13 @@ import PIL.Image
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from timm_linop.data.stream import Row, Split, Stream
 from timm_linop.data.transforms import Transform
 from timm_linop.errors import DataError
 
 
-class Examples(Dataset[tuple[Any, int]]):
+class _Pairs(Dataset[tuple[Any, int]]):
     """A split as (transformed image, label) pairs, which names the image that it cannot read.
-
-    The rows of a batch are fetched at once and decoded one by one. `Dataset.with_transform` would
-    hold the whole batch decoded (gigabytes, where the images are photographs), would be no faster,
-    and would not say which image is broken.
 
     What a transform draws depends on the seed, the epoch and the image's place alone: not on the
     batch, the process or the worker it comes in, nor on what was drawn before. So a run that is
@@ -30,30 +28,23 @@ class Examples(Dataset[tuple[Any, int]]):
     """
 
     def __init__(
-        self, split: datasets.Dataset, transform: Callable[[PIL.Image.Image], Any], seed: int
+        self, split: Split, transform: Callable[[PIL.Image.Image], Any], seed: int
     ) -> None:
-        self.seed = seed
+        self.seed, self.size = seed, len(split)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
-        self.decode = split.features["image"].decode_example
-        self.stored = split.cast_column("image", datasets.Image(decode=False))
+        self.decode = replace(split.features["image"], decode=True).decode_example
         self.transform = transform
 
     def __len__(self) -> int:
-        return len(self.stored)
+        return self.size
 
     def set_epoch(self, epoch: int) -> None:
         """Let transforms draw anew."""
         self._epoch.fill_(epoch)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
-        """Give the pairs of one batch, which is what a DataLoader asks for."""
-        rows = self.stored[indices]
+    def _pairs(self, rows: list[Row]) -> list[tuple[Any, int]]:
         with _own_draws():
-            images = [self._image(*each) for each in zip(indices, rows["image"], strict=True)]
-        return list(zip(images, rows["label"], strict=True))
+            return [(self._image(place, stored), label) for place, stored, label in rows]
 
     def _image(self, index: int, stored: dict[str, Any] | None) -> Any:
         """Decode and transform one image; whatever a codec raises becomes a DataError."""
@@ -72,8 +63,39 @@ class Examples(Dataset[tuple[Any, int]]):
             raise DataError(f"{where}: {error}") from error
 
 
+class Examples(_Pairs):
+    """The pairs of a split in memory, by their places.
+
+    The rows of a batch are fetched at once and decoded one by one. `Dataset.with_transform` would
+    hold the whole batch decoded (gigabytes, where the images are photographs), would be no faster,
+    and would not say which image is broken.
+    """
+
+    def __init__(
+        self, split: datasets.Dataset, transform: Callable[[PIL.Image.Image], Any], seed: int
+    ) -> None:
+        super().__init__(split, transform, seed)
+        self.stored = split.cast_column("image", datasets.Image(decode=False))
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
+        """Give the pairs of one batch, which is what a DataLoader asks for."""
+        rows = self.stored[indices]
+        return self._pairs(list(zip(indices, rows["image"], rows["label"], strict=True)))
+
+
+class StreamedExamples(_Pairs):
+    """The pairs of rows that a `Stream` yields, which is also the sampler."""
+
+    def __getitems__(self, rows: list[Row]) -> list[tuple[Any, int]]:
+        """Give the pairs of one batch, which is what a DataLoader asks for."""
+        return self._pairs(rows)
+
+
 def make_loader(
-    split: datasets.Dataset,
+    split: Split,
     transform: Transform,
     batch_size: int,
     *,
@@ -88,7 +110,8 @@ def make_loader(
         transform: From a PIL image to a tensor [c h w]; `make_transforms` makes two.
         batch_size: Images per batch and process.
         shuffle: True for training: another order each epoch, and a last batch of one single
-            image is left out, of which batch normalisation could take no statistics.
+            image is left out, of which batch normalisation could take no statistics. A stream
+            mixes a few thousand images at a time.
         workers: Processes that decode; they live as long as the loader. 0 decodes in this one.
         seed: Of the order, and of what the transforms draw; call ``dataset.set_epoch`` before each
             epoch, for other draws.
@@ -106,10 +129,13 @@ def make_loader(
         >>> images.shape, labels.dtype, len(loader)
         (torch.Size([64, 3, 32, 32]), torch.int64, 16)
     """
+    streamed = isinstance(split, Stream)
+    pairs = (StreamedExamples if streamed else Examples)(split, transform, seed)
     return DataLoader(
-        Examples(split, transform, seed),
+        pairs,
         batch_size=batch_size,
-        shuffle=shuffle,
+        shuffle=shuffle and not streamed,
+        sampler=(split.shuffled(seed) if shuffle else split) if streamed else None,
         drop_last=shuffle and len(split) > batch_size > 1 and len(split) % batch_size == 1,
         num_workers=workers,
         persistent_workers=workers > 0,

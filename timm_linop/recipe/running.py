@@ -13,6 +13,7 @@ class DataConfig:
         dataset: digits, imagefolder:DIR, idx:DIR, parquet:GLOB, or a Hub dataset id.
         image_column: Column of the images, where it is not plain.
         label_column: Column of the labels, where it is not plain.
+        streaming: Read a Hub dataset or parquet files while training, without a copy on the disk.
         mean: Per-channel mean to normalise with; None takes the model's own.
         std: Per-channel standard deviation, likewise.
         interpolation: How images are resized (bicubic, bilinear...); None takes the model's own.
@@ -24,6 +25,7 @@ class DataConfig:
     dataset: str = "digits"
     image_column: str | None = None
     label_column: str | None = None
+    streaming: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
