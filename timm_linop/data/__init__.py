@@ -5,7 +5,8 @@
 
 `load_data` reads, `check_fits` holds the images against the model before any long work,
 `make_transforms` asks timm for its transforms, `make_loader` makes a plain DataLoader for
-accelerate. Whatever is wrong with the data is a `timm_linop.errors.DataError`.
+accelerate. `stream` does without a copy on the disk. Whatever is wrong with the data is a
+`timm_linop.errors.DataError`.
 """
 
 from timm_linop.data.images import ImageData, check_fits, load_data

@@ -33,6 +33,17 @@ class Stream:
         where: What messages call it: "the train split of parquet:data".
         parts: Of every so many rows one is this split's...
         part: ...namely this one.
+
+    Raises:
+        DataError: While it is read: a label is missing or out of range, rows cannot be read, or
+            there are more or fewer of them than ``size``.
+
+    Example:
+        >>> kinds = datasets.Features(image=datasets.Value("string"),
+        ...                           label=datasets.ClassLabel(names=["cat", "dog"]))
+        >>> rows = datasets.Dataset.from_dict({"image": list("abc"), "label": [0, 1, 1]}, kinds)
+        >>> list(Stream(rows.to_iterable_dataset(), 3, "the test split of pets", parts=2))
+        [(0, 'a', 0), (1, 'c', 1)]
     """
 
     rows: datasets.IterableDataset
@@ -72,20 +83,17 @@ class Stream:
 
     def _read(self) -> Iterator[dict[str, Any]]:
         """Read the rows; whatever a library below raises becomes a DataError."""
-        rows, place = iter(self.rows), 0
-        while True:
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except Exception as error:
-                why = str(error.__cause__ or error).strip().partition("\n")[0]
-                raise DataError(
-                    f"{self.where} cannot be read beyond image {place} of {self.size}: {why}; "
-                    "check the connection and the files, then go on with --resume."
-                ) from error
-            place += 1
-            yield row
+        found = 0
+        try:
+            for row in self.rows:
+                yield row
+                found += 1
+        except Exception as error:
+            why = str(error.__cause__ or error).strip().partition("\n")[0]
+            raise DataError(
+                f"{self.where} cannot be read beyond image {found} of {self.size}: {why}; check "
+                "the connection and the files, then start it again, or go on with --resume."
+            ) from error
 
     def shuffled(self, seed: int) -> Stream:
         """Give the same images in an order that ``seed`` and the epoch determine.
