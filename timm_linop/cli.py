@@ -12,22 +12,39 @@ from jsonargparse import auto_cli
 from torch import nn
 
 from .errors import Interrupted, LinOPError
+from .processes import is_first, let_others_speak
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Print an error of ours as its one sentence, and leave with exit code 2 (75: resume it)."""
+    """Print an error of ours as its one sentence, and leave with exit code 2 (75: resume it).
+
+    Of several processes, one says it: the first, or whichever met it alone.
+    """
 
     @functools.wraps(function)
     def command(argv: Sequence[str] | None = None) -> None:
         try:
             function(sys.argv[1:] if argv is None else argv)
+        except Interrupted as error:  # they all agreed to
+            if is_first():
+                _print(error)
+            sys.exit(TRY_AGAIN)
         except LinOPError as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            sys.exit(TRY_AGAIN if isinstance(error, Interrupted) else 2)
+            if not is_first():
+                let_others_speak()
+            _print(error)
+            sys.exit(2)
+        except RuntimeError:  # also torch's, where another process is gone
+            let_others_speak()
+            raise
 
     return command
+
+
+def _print(error: LinOPError) -> None:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
 
 
 @_command
@@ -55,9 +72,9 @@ def prune(argv: Sequence[str]) -> None:
 
 
 def _say_where(output: Path) -> None:
-    print(
-        f"{output}/slim is written; timm.create_model('local-dir:{output}/slim', pretrained=True)"
-    )
+    if is_first():
+        slim = f"{output}/slim"
+        print(f"{slim} is written; timm.create_model('local-dir:{slim}', pretrained=True)")
 
 
 @_command

@@ -45,6 +45,10 @@ class RecipeError(LinOPError, ValueError):
     """The settings of a run contradict each other or are out of range."""
 
 
+class LaunchError(LinOPError, RuntimeError):
+    """Other processes run than were asked for, or on another device."""
+
+
 class TrainingError(LinOPError, RuntimeError):
     """Training cannot go on, or its result is not what it must be."""
 

@@ -21,7 +21,7 @@ from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError
 from torch import nn
 
-from .errors import CheckpointError
+from .errors import CheckpointError, LinOPError
 
 _PROGRESS, _EXTRA = "progress.json", "average.pt"
 
@@ -203,6 +203,9 @@ class Stop:
 def stop_signals() -> Iterator[Stop]:
     """Note SIGTERM and SIGINT instead of dying of them; a second one kills as ever.
 
+    So does the first one once the run has broken, and cannot be saved any more: where one process
+    fails, torchrun sends SIGTERM to the others, which then lose their connection to it.
+
     Yields:
         What tells whether one has come.
 
@@ -218,14 +221,23 @@ def stop_signals() -> Iterator[Stop]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
+    came: list[int] = []
+
     def note(number: int, _frame: Any) -> None:
         stop.asked = True
+        came.append(number)
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, note)
+    broken = False
     try:
         yield stop
+    except RuntimeError as error:
+        broken = not isinstance(error, LinOPError)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if broken and came:
+            signal.raise_signal(came[0])

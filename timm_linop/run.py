@@ -26,6 +26,7 @@ from .fit import Trainer
 from .flags import write_yaml
 from .hub import check_output, check_write_access, push
 from .models import arm_of, make_student, make_teacher, trained_model
+from .processes import start_accelerator
 from .pruning import prune as prune_model
 from .recipe import DataConfig, PruneRecipe, Recipe
 from .report import finish, report_evaluation, with_costs
@@ -217,7 +218,7 @@ def _start(recipe: Recipe | PruneRecipe, resumed: bool = False) -> tuple[Path, A
         check_output(output)
     loading = DataLoaderConfiguration(use_seedable_sampler=True)
     trackers = watch.trackers(recipe.watch) if isinstance(recipe, Recipe) else []
-    accelerator = Accelerator(
+    accelerator = start_accelerator(
         dataloader_config=loading, log_with=trackers, project_dir=str(output / "tracking")
     )
     if recipe.run.push_to_hub and accelerator.is_main_process:
