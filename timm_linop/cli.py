@@ -44,7 +44,10 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _print(error: LinOPError) -> None:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    name = type(error).__name__
+    # Out of a DataLoader's worker an error comes with that worker's traceback before its sentence.
+    sentence = str(error).split(f".{name}: ")[-1].strip()
+    print(f"{name}: {sentence}", file=sys.stderr)
 
 
 @_command
