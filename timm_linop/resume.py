@@ -220,7 +220,6 @@ def stop_signals() -> Iterator[Stop]:
         yield stop
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
     came: list[int] = []
 
     def note(number: int, _frame: Any) -> None:
