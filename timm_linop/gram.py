@@ -48,12 +48,13 @@ def gram(activations: Float[Tensor, "parts b *rest"]) -> Float[Tensor, "parts b 
     """
     with torch.autocast(activations.device.type, enabled=False):
         q = activations.to(torch.promote_types(activations.dtype, torch.float32)).flatten(2)
-        if q.device.type == "cpu":
+        if q.device.type == "cpu" and not torch.compiler.is_compiling():
             grams: Tensor = _Gram.apply(q)
             if _SAFE[0] < grams.detach().diagonal(dim1=1, dim2=2).amax().item() < _SAFE[1]:
                 return grams
         # A scaled copy costs more than the Gram matrix and is rarely needed; but to see that it is
-        # not, an accelerator would have to be waited for. One scale for all rows leaves G as it is.
+        # not, an accelerator would have to be waited for, or a compiled graph to be left. One scale
+        # for all rows leaves G as it is.
         return _Gram.apply(q / _at_least_tiny(q.detach().abs().amax()))
 
 

@@ -219,7 +219,7 @@ def _start(recipe: Recipe | PruneRecipe, resumed: bool = False) -> tuple[Path, A
     loading = DataLoaderConfiguration(use_seedable_sampler=True)
     trackers = watch.trackers(recipe.watch) if isinstance(recipe, Recipe) else []
     accelerator = start_accelerator(
-        dataloader_config=loading, log_with=trackers, project_dir=str(output / "tracking")
+        dataloader_config=loading, log_with=trackers or None, project_dir=str(output / "tracking")
     )
     if recipe.run.push_to_hub and accelerator.is_main_process:
         check_write_access(recipe.run.push_to_hub, private=recipe.run.hub_private)

@@ -57,7 +57,7 @@ class Bar:
         if self._bar.disable:
             return
         _, task, sp, _ = losses.tolist()
-        self._bar.set_postfix(task=f"{task:.3f}", sp=f"{sp:.2e}", refresh=False)
+        self._bar.set_postfix({"task": f"{task:.3f}", "sp": f"{sp:.2e}"}, refresh=False)
         self._bar.update(images)
 
 
