@@ -12,9 +12,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --durations 20 -m "not slow"
 
-# Runs that are killed again and again; one at a time, as moments matter.
+# Runs of several processes, and runs that are killed again and again; one at a time, as moments matter.
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest tests/test_resume.py -m slow
+	$(BIN)/python -m pytest tests -m slow --durations 10
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

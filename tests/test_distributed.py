@@ -96,6 +96,7 @@ def test_accelerate_reads_each_as_it_is_meant(name: str, number: int, cpu: bool,
     assert read_launch(["--config_file", path, "train.py"]) == Launch(path, number, cpu, gpus)
 
 
+@pytest.mark.slow
 def test_multi_cpu_trains_in_two_processes(tmp_path: Path) -> None:
     code, printed = launched(CONFIGS / "multi_cpu.yaml", *DIGITS, "--output", f"{tmp_path}/run")
     assert code == 0, printed
@@ -104,6 +105,7 @@ def test_multi_cpu_trains_in_two_processes(tmp_path: Path) -> None:
     assert printed.count("epoch 1/1") == printed.count("is written") == 1
 
 
+@pytest.mark.slow
 @without_gpu
 @pytest.mark.parametrize(("name", "number"), [("multi_gpu", "1"), ("fsdp2", "2")])
 def test_what_needs_gpus_says_so_without_them(name: str, number: str, tmp_path: Path) -> None:
@@ -114,6 +116,7 @@ def test_what_needs_gpus_says_so_without_them(name: str, number: str, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(is_deepspeed_available(), reason="deepspeed is there")
 def test_without_deepspeed_accelerate_says_so_before_any_code_of_ours() -> None:
     code, printed = launched(CONFIGS / "deepspeed_zero2.yaml", *DIGITS)
@@ -123,6 +126,7 @@ def test_without_deepspeed_accelerate_says_so_before_any_code_of_ours() -> None:
 TRAP = {"distributed_type": "MULTI_CPU", "num_processes": 2, "num_machines": 1, "use_cpu": True}
 
 
+@pytest.mark.slow
 def test_one_process_instead_of_two_is_refused(tmp_path: Path) -> None:
     """Of a default configuration, which accelerate writes as JSON whatever the file's name."""
     default = tmp_path / "home" / "accelerate" / "default_config.yaml"
@@ -214,6 +218,7 @@ print("MEASURED", accelerator.num_processes, *measured.values())
 """
 
 
+@pytest.mark.slow
 def test_two_machines_measure_what_one_process_does(tmp_path: Path) -> None:
     """23 images in batches of 4 over two processes: the last ones are uneven, none counts twice."""
     images, labels = torch.randn(23, 5), torch.randint(3, (23,))
@@ -239,6 +244,7 @@ def test_two_machines_measure_what_one_process_does(tmp_path: Path) -> None:
         assert measured == [pytest.approx(loss, rel=1e-6), 100 * right / 23]
 
 
+@pytest.mark.slow
 def test_what_breaks_one_process_ends_all_and_is_told_once(tmp_path: Path) -> None:
     """One image is broken, so one process meets it, while the other waits for its gradients."""
     dice = np.random.default_rng(0)
@@ -263,6 +269,7 @@ def test_what_breaks_one_process_ends_all_and_is_told_once(tmp_path: Path) -> No
     assert left and all(_whole(folder) for folder in left)
 
 
+@pytest.mark.slow
 def test_a_broken_run_dies_of_the_signal_it_had_noted() -> None:
     died: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: died.append(number))

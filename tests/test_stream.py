@@ -191,6 +191,7 @@ def together(spec: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list,
     return [ast.literal_eval(line.removeprefix("told ")) for line in lines], folder / "run"
 
 
+@pytest.mark.slow
 def test_two_processes_count_each_image_once(
     together: tuple[list, Path], streamed: ImageData
 ) -> None:
@@ -210,6 +211,7 @@ def test_two_processes_count_each_image_once(
         assert dealt[:200] == torch.cat([labels for _, labels in alone]).tolist()
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_measure_as_one_would(
     together: tuple[list, Path], streamed: ImageData
 ) -> None:
@@ -230,6 +232,7 @@ def test_two_processes_train_and_measure_as_one_would(
     assert results[-1]["accuracy"] == pytest.approx(alone(streamed.test)["validation_accuracy"])
 
 
+@pytest.mark.slow
 def test_a_resumed_stream_goes_on_where_it_was(spec: str, tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     flags = [*FLAGS, "--dataset", spec, "--epochs", "2"]
