@@ -1,4 +1,7 @@
-"""Recipes from the command line and YAML, and back: flags win over the file it names."""
+"""Recipes from the command line and YAML, and back.
+
+Flags win over the file of ``--config``, which wins over a named recipe, which wins over defaults.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,16 @@ from jsonargparse import ArgumentParser
 
 from .errors import RecipeError
 from .recipe import PruneRecipe, Recipe
+from .recipe.named import read_recipe
+from .recipe.schedule import scaled
 
 R = TypeVar("R", Recipe, PruneRecipe)
 
 
 def parse(kind: type[R], argv: Sequence[str], prog: str) -> R:
-    """Read a recipe from flags and the YAML file that ``--config`` names; flags win.
+    """Read a recipe from flags, the YAML file of ``--config`` and a named recipe, in this order.
+
+    A named recipe is stretched to the number of epochs that flags or file give.
 
     Args:
         kind: `Recipe` or `PruneRecipe`.
@@ -29,11 +36,15 @@ def parse(kind: type[R], argv: Sequence[str], prog: str) -> R:
         The recipe.
 
     Raises:
-        RecipeError: If a flag or a key is unknown, or a value is of the wrong type.
+        RecipeError: If a flag, a key or a recipe's name is unknown, or a value is of the wrong
+            type or out of range.
 
     Example:
         >>> parse(PruneRecipe, ["--model", "resnet18", "--ratio", "0.7"], "prune.py").prune.ratio
         0.7
+        >>> flags = ["--recipe", "paper-finetune", "--epochs", "15"]
+        >>> parse(Recipe, flags, "train.py").schedule.decay_milestones
+        (6, 10, 12)
     """
     groups: dict[str, Any] = get_type_hints(kind)
     parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
@@ -41,7 +52,8 @@ def parse(kind: type[R], argv: Sequence[str], prog: str) -> R:
     for group in groups.values():
         parser.add_class_arguments(group)
     try:
-        values = parser.parse_args(_as_jsonargparse(argv, list(groups.values())))
+        words = _as_jsonargparse(argv, list(groups.values()))
+        values = parser.parse_args(_beginning(parser, words) + words)
     except RecipeError:
         raise
     except Exception as error:  # argparse's, jsonargparse's and yaml's own
@@ -121,21 +133,36 @@ def write_yaml(recipe: Recipe | PruneRecipe, path: Path) -> None:
     draft.replace(path)
 
 
+def _beginning(parser: ArgumentParser, words: list[str]) -> list[str]:
+    """Give the words for the named recipe that flags or a file ask for; they go before these."""
+    given = parser.parse_args(words, defaults=False)
+    if "recipe" not in given or given.recipe is None:
+        return []
+    settings = read_recipe(given.recipe)
+    if "epochs" in given:
+        settings = scaled(settings, given.epochs)
+    return ["--config", yaml.safe_dump(settings)]
+
+
 def _as_jsonargparse(argv: Sequence[str], groups: Any) -> list[str]:
     """Let flags be typed as in timm.
 
     That is ``--weight-decay 0``, a bare ``--model-ema``, ``--exclude fc conv1`` and
     ``--model-kwargs output_stride=8``; jsonargparse would have ``--weight_decay``, ``--model_ema
     true``, ``--exclude '[fc, conv1]'`` and ``--model_kwargs '{output_stride: 8}'``. What other
-    flags mean when they are bare is in their field's metadata.
+    flags mean when they are bare is in their field's metadata. ``--config`` goes first, since
+    jsonargparse lets the later word win.
     """
     kinds = {f.name: str(f.type) for group in groups for f in fields(group)}
     bare = {f.name: f.metadata["bare"] for group in groups for f in fields(group) if f.metadata}
     bare |= {name: "true" for name, kind in kinds.items() if kind == "bool"}
-    words, out = list(argv), []
+    words, files, out = list(argv), [], []
     while words:
         flag, equals, value = words.pop(0).partition("=")
         name = flag.removeprefix("--").replace("-", "_")
+        if name == "config" and (equals or words):
+            files += ["--config", value if equals else words.pop(0)]
+            continue
         if not flag.startswith("--") or name not in kinds:
             out.append(flag + equals + value)
             continue
@@ -147,9 +174,8 @@ def _as_jsonargparse(argv: Sequence[str], groups: Any) -> list[str]:
         if kinds[name].startswith("dict"):
             pairs = [value.partition("=") for value in values]
             values = [json.dumps({key: yaml.safe_load(value) for key, _, value in pairs})]
-        if kinds[name].startswith("tuple"):
-            values = [
-                value if value.startswith("[") else json.dumps(values) for value in values[:1]
-            ]
+        if kinds[name].startswith("tuple") and values:
+            written = values == ["null"] or values[0].startswith("[")
+            values = values[:1] if written else [json.dumps(values)]
         out.extend([f"--{name}", *values])
-    return out
+    return files + out

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from timm_linop.data import Augmentation
 from timm_linop.errors import RecipeError
+from timm_linop.recipe.named import NamedConfig
+from timm_linop.recipe.optim import OptimConfig
 from timm_linop.recipe.running import (
     CheckpointConfig,
     DataConfig,
@@ -16,7 +18,8 @@ from timm_linop.recipe.running import (
     RunConfig,
     WatchConfig,
 )
-from timm_linop.recipe.training import ComputeConfig, OptimConfig, ScheduleConfig
+from timm_linop.recipe.schedule import ScheduleConfig
+from timm_linop.recipe.training import ComputeConfig
 from timm_linop.recipe.what import DistillConfig, ExpandConfig, ModelConfig
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "DistillConfig",
     "ExpandConfig",
     "ModelConfig",
+    "NamedConfig",
     "OptimConfig",
     "PruneConfig",
     "PruneRecipe",
@@ -56,6 +60,7 @@ class Recipe:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    named: NamedConfig = field(default_factory=NamedConfig)
 
     def effective(self) -> Recipe:
         """Fill what follows from other settings, and refuse contradictions.
@@ -78,6 +83,7 @@ class Recipe:
             self,
             expand=replace(self.expand, rate=rate),
             distill=replace(self.distill, gamma=gamma),
+            schedule=self.schedule.effective(),
             run=replace(self.run, output=output),
         )
         filled._check_model()
@@ -111,7 +117,6 @@ class Recipe:
 
     def _check_numbers(self) -> None:
         _check_counts(
-            (1, "epochs", self.schedule.epochs),
             (1, "batch_size", self.data.batch_size),
             (1, "grad_accum_steps", self.compute.grad_accum_steps),
             (0, "checkpoint_every", self.checkpoint.checkpoint_every),
