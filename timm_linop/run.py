@@ -26,6 +26,7 @@ from .fit import Trainer
 from .flags import write_yaml
 from .hub import check_output, check_write_access, push
 from .models import arm_of, make_student, make_teacher, trained_model
+from .optim import check_training
 from .processes import start_accelerator
 from .pruning import prune as prune_model
 from .recipe import DataConfig, PruneRecipe, Recipe
@@ -62,6 +63,7 @@ def train(recipe: Recipe) -> Path | None:
     recipe = recipe.effective()
     if recipe.watch.eval_only:
         return _evaluate_only(recipe)
+    check_training(recipe.optim, recipe.schedule)
     resumed = recipe.checkpoint.resume is not None
     output, accelerator = _start(recipe, resumed)
     if resumed and (output / "slim").exists():

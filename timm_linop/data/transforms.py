@@ -28,15 +28,24 @@ class Augmentation:
         no_aug: Only resize to the input size, ignoring all fields below.
         scale: Smallest and largest part of the image's area that a random crop keeps;
             timm's default is (0.08, 1.0), or (0.8, 1.0) in the rkr modes.
+        ratio: Smallest and largest aspect ratio of a random crop; timm's default is (3/4, 4/3),
+            or (0.9, 1/0.9) in the rkr modes.
         hflip: Probability of a flip left to right; 0 for digits, letters and the like.
         vflip: Probability of a flip upside down.
         color_jitter: Largest relative change of brightness, contrast and saturation; ignored
             under most ``aa`` policies, as in timm.
+        color_jitter_prob: Probability of that change; None changes every image.
+        grayscale_prob: Probability that an image loses its colours.
+        gaussian_blur_prob: Probability that an image is blurred, over 23 pixels.
         aa: Policy of AutoAugment, RandAugment, AugMix or 3-Augment in timm's notation, such as
             "rand-m9-mstd0.5-inc1", "original", "augmix-m5", "3a".
-        reprob: Probability that a random rectangle is erased.
+        reprob: Probability that random rectangles are erased.
+        remode: What they are filled with: "pixel" (noise), "rand" (one random colour) or "const".
+        recount: Rectangles, at most.
         train_crop_mode: How training crops are drawn: "rrc" (random resized crop, the default),
             "rkrc" or "rkrr" (resize keeping the ratio, then centre or random crop).
+        train_interpolation: How training images are resized: bicubic, bilinear... or random; None
+            takes that of evaluation.
 
     Raises:
         RecipeError: A field is out of range.
@@ -51,27 +60,49 @@ class Augmentation:
 
     no_aug: bool = False
     scale: tuple[float, float] | None = None
+    ratio: tuple[float, float] | None = None
     hflip: float = 0.5
     vflip: float = 0.0
     color_jitter: float | None = 0.4
+    color_jitter_prob: float | None = None
+    grayscale_prob: float = 0.0
+    gaussian_blur_prob: float = 0.0
     aa: str | None = None
     reprob: float = 0.0
+    remode: str = "pixel"
+    recount: int = 1
     train_crop_mode: str | None = None
+    train_interpolation: str | None = None
 
     def __post_init__(self) -> None:
-        for field in ("hflip", "vflip", "reprob"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise RecipeError(
-                    f"{field}={getattr(self, field)} is no probability; give a number from 0 to 1."
-                )
-        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1]:
-            raise RecipeError(f"scale={self.scale} is no range; give 0 < smallest <= largest.")
+        for field in _PROBABILITIES:
+            value = getattr(self, field)
+            if value is not None and not 0 <= value <= 1:
+                raise RecipeError(f"{field}={value} is no probability; give a number from 0 to 1.")
+        for field in ("scale", "ratio"):
+            value = getattr(self, field)
+            if value is not None and not 0 < value[0] <= value[1]:
+                raise RecipeError(f"{field}={value} is no range; give 0 < smallest <= largest.")
         if self.color_jitter is not None and self.color_jitter < 0:
             raise RecipeError(f"color_jitter={self.color_jitter} is negative; give 0 or more.")
-        if self.train_crop_mode not in (None, "rrc", "rkrc", "rkrr"):
-            raise RecipeError(
-                f"train_crop_mode={self.train_crop_mode!r} is unknown; give rrc, rkrc or rkrr."
-            )
+        if self.recount < 1:
+            raise RecipeError(f"recount={self.recount} is no number of rectangles; give 1 or more.")
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in (None, *choices):
+                raise RecipeError(
+                    f"{field}={getattr(self, field)!r} is unknown; give {', '.join(choices[:-1])} "
+                    f"or {choices[-1]}."
+                )
+
+
+_PROBABILITIES = ["hflip", "vflip", "reprob"]
+_PROBABILITIES += ["color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"]
+_PILLOWS = ["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+_CHOICES = {
+    "remode": ["pixel", "rand", "const"],
+    "train_crop_mode": ["rrc", "rkrc", "rkrr"],
+    "train_interpolation": ["random", *_PILLOWS],
+}
 
 
 def make_transforms(
@@ -98,6 +129,7 @@ def make_transforms(
 
     Raises:
         DataError: ``data_config`` has no such input_size, or timm refuses it.
+        RecipeError: What ``augment`` asks for cannot be done to images of this size.
 
     Example:
         >>> from timm_linop.data import load_data
@@ -117,11 +149,9 @@ def make_transforms(
     for key, default in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
         values = data_config.get(key, default)
         config[key] = values if len(values) == size[0] else (fmean(values),) * size[0]
-    # timm's train.py has other names for two of create_transform's arguments.
-    varied = asdict(augment)
-    varied |= {"auto_augment": varied.pop("aa"), "re_prob": varied.pop("reprob")}
+    _check_possible(augment, size)
     try:
-        train = create_transform(size, is_training=True, **config, **varied)
+        train = create_transform(size, is_training=True, **{**config, **_as_timm(augment)})
         evaluate = create_transform(size, **config)
     except (AssertionError, KeyError, ValueError) as error:
         raise DataError(
@@ -129,6 +159,36 @@ def make_transforms(
         ) from error
     channels = _Channels(size[0])
     return Compose([channels, train]), Compose([channels, evaluate])
+
+
+def _as_timm(augment: Augmentation) -> dict[str, Any]:
+    """The arguments of timm's create_transform, which has other names than its ``train.py``."""
+    varied = asdict(augment)
+    for ours, timms in _NAMES.items():
+        varied[timms] = varied.pop(ours)
+    interpolation = varied.pop("train_interpolation")
+    if interpolation and not augment.no_aug:
+        varied["interpolation"] = interpolation
+    return varied
+
+
+_NAMES = {"aa": "auto_augment", "reprob": "re_prob", "remode": "re_mode", "recount": "re_count"}
+
+
+def _check_possible(augment: Augmentation, size: tuple[int, ...]) -> None:
+    """Refuse what torchvision would refuse in the middle of an epoch, at the first such draw."""
+    if augment.no_aug:
+        return
+    if augment.grayscale_prob and size[0] == 4:
+        raise RecipeError(
+            f"grayscale_prob={augment.grayscale_prob}: images with an alpha channel cannot be made "
+            "grey; leave it out, or create the model with in_chans=3."
+        )
+    if augment.gaussian_blur_prob and min(size[1:]) < 12:  # 23 pixels, mirrored at the rim
+        raise RecipeError(
+            f"gaussian_blur_prob={augment.gaussian_blur_prob}: timm's blur is 23 pixels wide, too "
+            f"wide for images of {size[1]}x{size[2]}; leave it out, or give a larger --img-size."
+        )
 
 
 def channel_problem(mode: str, in_chans: int) -> str | None:
