@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
@@ -303,3 +304,11 @@ def test_what_would_fail_within_an_epoch_is_refused_before(
 def test_a_recipe_in_python_needs_no_file() -> None:
     recipe = Recipe(ModelConfig("resnet18"), schedule=ScheduleConfig(sched="multistep", epochs=30))
     assert recipe.effective().schedule.decay_milestones == (12, 20, 24)
+
+
+def test_the_page_on_training_names_every_flag() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    for kind in (OptimConfig, ScheduleConfig, Augmentation):
+        for field in fields(kind):
+            assert re.search(rf"[` ]{field.name.replace('_', '-')}[`* ]", page), field.name
+    assert all(f"| `{name}` |" in page for name in recipe_names())
