@@ -24,7 +24,7 @@ class OptimConfig:
         opt_betas: Its betas, where it has them; None takes the optimiser's own.
         opt_kwargs: Further arguments of the optimiser, such as ``nesterov=false``.
         weight_decay: Weight decay; biases and norms have none.
-        chain_decay: Where expanded layers have it: factors, or none (see docs/training.md).
+        chain_decay: Weight decay of expanded layers: on their factors, or none (docs/training.md).
         layer_decay: Factor on the learning rate from each layer to the one before; None has none.
         clip_grad: Gradients are clipped at this; None does not clip.
         clip_mode: How: norm (of all together), value (of each number) or agc (of each unit).
