@@ -54,7 +54,7 @@ def test_numbers_are_those_of_the_run(names: tuple[str, str], tmp_path: Path) ->
 def test_memory_of_the_optimiser_is_seen_not_guessed() -> None:
     for opt, kept in (("sgd", 1), ("adamw", 2), ("lion", 1)):
         assert dry_run._numbers_kept(OptimConfig(opt=opt)) == kept
-    assert dry_run._numbers_kept(OptimConfig(momentum=0.0)) == 0
+    assert dry_run._numbers_kept(OptimConfig(opt="momentum", momentum=0.0)) == 0
 
 
 def test_activations_shrink_when_they_are_computed_twice(

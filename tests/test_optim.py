@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import timm_linop  # noqa: F401
 from tests.slims import QUICK, images, lively
+from timm_linop.average import WeightAverage
 from timm_linop.decay import parameter_groups
 from timm_linop.errors import RecipeError
 from timm_linop.expand import contract, expand
@@ -23,7 +24,6 @@ from timm_linop.optim import (
     check_training,
     clip_gradients,
     is_plain_sgd,
-    make_average,
     make_criterion,
     make_mixup,
     make_optimizer,
@@ -303,11 +303,9 @@ def test_clipping() -> None:
         assert torch.equal(agc[name], gradient) == spared, name
 
 
-def test_the_average() -> None:
-    assert make_average(nn.Linear(2, 2), OptimConfig()) is None
-    ema = make_average(nn.Linear(2, 2), OptimConfig(model_ema=True, model_ema_warmup=True))
-    assert ema is not None and ema.use_warmup
-    assert ema.get_decay(10) < ema.decay == 0.999
+def test_the_average_warms_up() -> None:
+    average = WeightAverage(nn.Linear(2, 2), OptimConfig(model_ema=True, model_ema_warmup=True))
+    assert average._ema.get_decay(10) < average._ema.get_decay(1000) <= 0.999
 
 
 def test_refusals_name_the_optimiser() -> None:

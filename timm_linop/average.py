@@ -20,7 +20,7 @@ class WeightAverage:
 
     Args:
         model: Expanded or not; not changed.
-        optim: Tells the decay.
+        optim: Tells the decay and its warm-up.
 
     Attributes:
         module: The average, a slim model.
@@ -30,7 +30,8 @@ class WeightAverage:
         slim = copy.deepcopy(model)
         if is_expanded(slim):
             contract(slim)
-        self._ema = ModelEmaV3(slim, optim.model_ema_decay)
+        decay, warmup = optim.model_ema_decay, optim.model_ema_warmup
+        self._ema = ModelEmaV3(slim, decay, use_warmup=warmup)
         self.module: nn.Module = self._ema.module
 
     def update(self, model: nn.Module, updates: int) -> None:

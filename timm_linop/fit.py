@@ -26,7 +26,14 @@ from .errors import Interrupted, TrainingError
 from .evaluation import evaluate
 from .objective import Objective
 from .once import composed_once
-from .optim import make_mixup, make_optimizer, make_scheduler
+from .optim import (
+    clip_gradients,
+    make_mixup,
+    make_optimizer,
+    make_scheduler,
+    set_mixing,
+    total_epochs,
+)
 from .recipe import Recipe
 from .resume import Checkpoints, Progress, Stop
 
@@ -76,6 +83,7 @@ class Trainer:
         self.accumulate = recipe.compute.grad_accum_steps
         updates = math.ceil(len(self.batches) / self.accumulate)
         self.scheduler = make_scheduler(self.optimizer, recipe.schedule, updates)
+        self.epochs = total_epochs(recipe.schedule)
         self.average = WeightAverage(self.model, recipe.optim) if recipe.optim.model_ema else None
         self.progress, self.stop = Progress(), Stop()
         self.checkpoints = Checkpoints(
@@ -104,7 +112,7 @@ class Trainer:
         best = self.average.module if self.average else self.wrapped
         if self.accelerator.is_main_process:
             metrics.forget_after(progress.epoch, self.output / "metrics.csv")
-        while progress.epoch < self.recipe.schedule.epochs:
+        while progress.epoch < self.epochs:
             row = self._epoch(progress.epoch)
             self._agree_on_statistics()
             row |= evaluate(best, self.validation, self.accelerator).row()
@@ -150,8 +158,9 @@ class Trainer:
         progress, sums = self.progress, self._sums()
         done = progress.updates - math.ceil(progress.batch / self.accumulate)
         self.scheduler.step_update(done)
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
         self.scheduler.step_update(progress.updates)
+        set_mixing(self.mixup, self.recipe.optim, epoch)
         self.batches.set_epoch(epoch)
         self.batches.dataset.set_epoch(epoch)
         rest = skip_first_batches(self.batches, progress.batch) if progress.batch else self.batches
@@ -170,7 +179,7 @@ class Trainer:
 
     def _bar(self, epoch: int) -> watch.Bar:
         batch = self.recipe.data.batch_size * self.accelerator.num_processes
-        return watch.Bar(epoch, self.recipe.schedule.epochs, len(self.batches) * batch)
+        return watch.Bar(epoch, self.epochs, len(self.batches) * batch)
 
     def _agree_on_statistics(self) -> None:
         """Each process keeps running statistics of its own images; the main one's are shipped."""
@@ -213,10 +222,7 @@ class Trainer:
     def _mixed(self, images: Tensor, targets: Tensor) -> Batch:
         if self.recipe.compute.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        if self.mixup is None:
-            return images, targets
-        even = len(images) // 2 * 2  # mixup pairs images
-        return self.mixup(images[:even], targets[:even])
+        return self.mixup(images, targets) if self.mixup is not None else (images, targets)
 
     def _step(self, batches: Sequence[Batch]) -> Tensor:
         """One step of the optimiser, over batches whose gradients add up to one large batch's."""
@@ -266,13 +272,15 @@ class Trainer:
         )
 
     def _clip(self) -> None:
-        if self.recipe.optim.clip_grad is not None:
-            parameters = self.wrapped.parameters()
-            self.accelerator.clip_grad_norm_(parameters, self.recipe.optim.clip_grad)
+        optim = self.recipe.optim
+        if optim.clip_grad is not None and optim.clip_mode == "norm":  # accelerate's: over shards
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), optim.clip_grad)
+        else:
+            self.accelerator.unscale_gradients()
+            clip_gradients(self.model, optim)
 
     def _record(self, row: dict[str, float]) -> None:
         self.accelerator.log(row, step=self.progress.updates)
         if self.accelerator.is_main_process:
             metrics.record(row, self.output / "metrics.csv")
-            left = self.recipe.schedule.epochs - self.progress.epoch
-            self.accelerator.print(watch.line(row, self.recipe.schedule.epochs, left))
+            self.accelerator.print(watch.line(row, self.epochs))

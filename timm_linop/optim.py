@@ -10,7 +10,7 @@ from timm.data.mixup import mixup_target
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3, dispatch_clip_grad
+from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
 from .decay import parameter_groups
@@ -193,18 +193,6 @@ def clip_gradients(model: Any, optim: OptimConfig) -> None:
         spared = {id(p) for head in heads for p in head.parameters()}
         parameters = [p for p in parameters if id(p) not in spared]
     dispatch_clip_grad(parameters, optim.clip_grad, mode=optim.clip_mode)
-
-
-def make_average(model: nn.Module, optim: OptimConfig) -> ModelEmaV3 | None:
-    """Create timm's moving average of a model, or None where the recipe keeps none.
-
-    Example:
-        >>> make_average(nn.Linear(2, 2), OptimConfig(model_ema=True, model_ema_decay=0.9)).decay
-        0.9
-    """
-    if not optim.model_ema:
-        return None
-    return ModelEmaV3(model, decay=optim.model_ema_decay, use_warmup=optim.model_ema_warmup)
 
 
 class _Mixup(Mixup):

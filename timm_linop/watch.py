@@ -61,20 +61,20 @@ class Bar:
         self._bar.update(images)
 
 
-def line(row: Mapping[str, float], epochs: int, left: int) -> str:
+def line(row: Mapping[str, float], epochs: int) -> str:
     """Say how an epoch went, and when the last one will be done.
 
     Args:
         row: As metrics.csv has it.
         epochs: Epochs in all.
-        left: Epochs to come.
 
     Example:
         >>> row = {"epoch": 2, "task_loss": 0.7, "sp_loss": 1e-4, "kd_loss": 0.0, "lr": 0.01}
         >>> row |= {"validation_accuracy": 91.5, "seconds": 60.0}
-        >>> line(row, epochs=5, left=3)
+        >>> line(row, epochs=5)
         'epoch 2/5: task 0.700, SP 1.00e-04, validation 91.50 %, lr 0.01, 60.0 s; 0:01:30 to go'
     """
+    left = epochs - row["epoch"]
     kd = f", KD {row['kd_loss']:.3f}" if row["kd_loss"] else ""
     to_go = timedelta(seconds=round(row["seconds"] / row["epoch"] * left))
     return (

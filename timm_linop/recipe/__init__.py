@@ -122,8 +122,7 @@ class Recipe:
             (0, "checkpoint_every", self.checkpoint.checkpoint_every),
             (1, "checkpoint_hist", self.checkpoint.checkpoint_hist),
         )
-        mixed = self.optim.mixup > 0 or self.optim.cutmix > 0
-        if mixed and self.data.batch_size < 2:
+        if self.optim.mixes and self.data.batch_size < 2:
             raise RecipeError("mixup and cutmix pair images; --batch-size must be 2 or more.")
         lr, gamma, kd = self.optim.lr, self.distill.gamma or 0, self.distill.kd_weight
         if lr <= 0 or gamma < 0 or kd < 0 or self.distill.kd_temperature <= 0:
