@@ -162,6 +162,20 @@ def test_the_newest_are_kept_and_the_newest_whole_one_is_taken_up(tmp_path: Path
     assert kept.load() == Progress(epoch=1, updates=3, sums=(0.5, 2.0))
 
 
+def test_a_damaged_checkpoint_of_the_same_step_is_written_anew(tmp_path: Path) -> None:
+    accelerator, *_ = trained(1)
+    kept = Checkpoints(tmp_path, accelerator, None, keep=2)
+    kept.save(Progress(updates=1))
+    whole = (tmp_path / "00000001" / "model.safetensors").read_bytes()
+    before = (tmp_path / "00000001" / "progress.json").stat().st_mtime_ns
+    kept.save(Progress(updates=1))
+    assert (tmp_path / "00000001" / "progress.json").stat().st_mtime_ns == before  # as it was
+    (tmp_path / "00000001" / "model.safetensors").write_bytes(whole[:-1])
+    kept.save(Progress(updates=1))
+    assert (tmp_path / "00000001" / "model.safetensors").read_bytes() == whole
+    assert kept.load() == Progress(updates=1)
+
+
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     accelerator, *_ = trained(1)
     kept = Checkpoints(tmp_path, accelerator, None, keep=1)
