@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -188,6 +189,9 @@ def test_what_accelerate_left_out_is_refused(
     monkeypatch.delenv(variable)
     with pytest.raises(LaunchError, match="gpu_ids: 0"):
         check_processes(accelerator, gpu)
+    half = SimpleNamespace(device=torch.device("cpu"), mixed_precision="fp16")
+    with pytest.raises(LaunchError, match="fp16 needs a GPU"):
+        check_processes(half, Launch())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,9 @@ from timm_linop.resume import Checkpoints, Progress, stop_signals
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ["--img-size", "32", "--crop-pct", "1.0", "--epochs", "6", "--batch-size", "100"]
-# All that draws: dropout, mixup, augmentation; and a moving average.
+# All that draws: dropout, mixup, augmentation; a moving average, and accumulated gradients.
 FLAGS += ["--drop", "0.2", "--mixup", "0.2", "--model-ema", "--checkpoint-every", "2"]
+FLAGS += ["--grad-accum-steps", "2"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 

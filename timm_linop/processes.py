@@ -78,14 +78,20 @@ def check_processes(accelerator: Accelerator, launch: Launch) -> None:
         launch: What was asked for.
 
     Raises:
-        LaunchError: If FSDP, DeepSpeed or GPUs were asked for and are not there, or if there are
-            fewer processes than were asked for.
+        LaunchError: If FSDP, DeepSpeed, GPUs or fp16 were asked for and are not there, or if there
+            are fewer processes than were asked for.
 
     Example:
         >>> check_processes(Accelerator(), Launch(processes=2))
         Traceback (most recent call last):
         timm_linop.errors.LaunchError: accelerate launch asks for 2 processes, but started one: ...
     """
+    _check_device(accelerator, launch)
+    if accelerator.distributed_type != DistributedType.XLA:  # a TPU's runtime counts its processes
+        _check_number(accelerator.num_processes, launch)
+
+
+def _check_device(accelerator: Accelerator, launch: Launch) -> None:
     on_cpu = accelerator.device.type == "cpu"
     for variable, kind in _SHARDED.items():
         asked = os.environ.get(variable, "").lower() == "true"
@@ -93,9 +99,15 @@ def check_processes(accelerator: Accelerator, launch: Launch) -> None:
             raise LaunchError(_without_gpus(launch.source, launch.gpus or f"{variable}=true"))
     if launch.gpus and not launch.cpu and on_cpu:
         raise LaunchError(_without_gpus(launch.source, launch.gpus))
-    if accelerator.distributed_type == DistributedType.XLA:
-        return  # a TPU's runtime counts its processes itself
-    world, there = _number("WORLD_SIZE", 1), accelerator.num_processes
+    if accelerator.mixed_precision == "fp16" and on_cpu:
+        raise LaunchError(
+            "mixed precision fp16 needs a GPU, and accelerate would quietly train in float32 "
+            "without one; launch with --mixed_precision bf16, or no."
+        )
+
+
+def _check_number(there: int, launch: Launch) -> None:
+    world = _number("WORLD_SIZE", 1)
     if world != there:
         raise LaunchError(
             f"WORLD_SIZE is {world}, but accelerate made this process a run of {there}: {world} "
