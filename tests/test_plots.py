@@ -13,6 +13,7 @@ from matplotlib._pylab_helpers import Gcf
 from tests.figures import ink, pixels
 from timm_linop.errors import DataError, StructureError
 from timm_linop.plots import BLUE, GREEN, GREY, ORANGE, arms, channel_widths, training_curves
+from timm_linop.plots.canvas import PINK
 
 HEADER = "epoch,train_loss,task_loss,sp_loss,lr,validation_accuracy,seconds"
 FULL = "\n".join(
@@ -29,6 +30,13 @@ def test_curves_show_losses_and_accuracy(tmp_path):
     out = curves(tmp_path, FULL)
     assert out == tmp_path / "figures" / "curves.png"
     assert min(ink(out, colour) for colour in (BLUE, ORANGE, GREEN)) > 100
+
+
+def test_distilled_logits_have_a_panel_of_their_own(tmp_path):
+    rows = "\n1,2.0,1.5,0.0,0.9,60\n2,1.5,1.1,0.0,0.7,70"
+    out = curves(tmp_path, f"epoch,train_loss,task_loss,sp_loss,kd_loss,validation_accuracy{rows}")
+    assert min(ink(out, colour) for colour in (BLUE, ORANGE, PINK)) > 100
+    assert ink(out, GREEN) == 0
 
 
 @pytest.mark.parametrize("distillation", ["", "0.0", "nan"])

@@ -29,6 +29,7 @@ from timm_linop.plots.canvas import (
 _CURVES = (
     ("loss", {"train_loss": ("total", BLUE), "task_loss": ("task", ORANGE)}),
     ("similarity loss", {"sp_loss": ("similarity", GREEN)}),
+    ("distillation of logits", {"kd_loss": ("KD", PINK)}),
     ("validation accuracy (%)", {"validation_accuracy": ("accuracy", BLUE)}),
 )
 # The lines of compare_curves: beyond so many colours they come again, dashed.
@@ -41,8 +42,8 @@ def training_curves(metrics_csv: Path, out: Path) -> Path:
 
     Args:
         metrics_csv: A run's ``metrics.csv``: a column ``epoch`` and any of ``train_loss``,
-            ``task_loss``, ``sp_loss`` and ``validation_accuracy`` (in percent). A run without
-            distillation has one loss: the total. Empty and non-finite cells are gaps; of an epoch
+            ``task_loss``, ``sp_loss``, ``kd_loss`` and ``validation_accuracy`` (in percent). A run
+            without distillation has one loss: the total. Empty and non-finite cells are gaps; of an epoch
             written twice, as a resumed run does, the later row counts.
         out: Where the PNG goes.
 
@@ -61,8 +62,9 @@ def training_curves(metrics_csv: Path, out: Path) -> Path:
         'curves.png'
     """
     epochs, columns = _read(metrics_csv)
-    if not any(columns.get("sp_loss", [])):  # no distillation: the total is the task's loss
-        columns.pop("sp_loss", None)
+    for absent in [name for name in ("sp_loss", "kd_loss") if not any(columns.get(name, []))]:
+        columns.pop(absent, None)
+    if not {"sp_loss", "kd_loss"} & columns.keys():  # the total is the task's loss
         columns.pop("task_loss" if "train_loss" in columns else "", None)
     panels = {
         what: {c: line for c, line in lines.items() if c in columns} for what, lines in _CURVES
