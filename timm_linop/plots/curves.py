@@ -43,8 +43,8 @@ def training_curves(metrics_csv: Path, out: Path) -> Path:
     Args:
         metrics_csv: A run's ``metrics.csv``: a column ``epoch`` and any of ``train_loss``,
             ``task_loss``, ``sp_loss``, ``kd_loss`` and ``validation_accuracy`` (in percent). A run
-            without distillation has one loss: the total. Empty and non-finite cells are gaps; of an epoch
-            written twice, as a resumed run does, the later row counts.
+            without distillation has one loss: the total. Empty and non-finite cells are gaps; of
+            an epoch written twice, as a resumed run does, the later row counts.
         out: Where the PNG goes.
 
     Returns:
