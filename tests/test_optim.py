@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 import timm_linop  # noqa: F401
 from tests.slims import QUICK, images, lively
-from timm_linop.average import WeightAverage
+from timm_linop.average import WeightAverage, warn_of_short_run
 from timm_linop.decay import parameter_groups
 from timm_linop.errors import RecipeError
 from timm_linop.expand import contract, expand
@@ -301,6 +302,15 @@ def test_clipping() -> None:
     for name, gradient in whole.items():
         spared = name.startswith("fc.")
         assert torch.equal(agc[name], gradient) == spared, name
+
+
+def test_an_average_longer_than_the_run_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="over about 1,000 steps .* the run has 32"):
+        warn_of_short_run(OptimConfig(), 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_short_run(OptimConfig(model_ema_warmup=True), 32)
+        warn_of_short_run(OptimConfig(), 1001)
 
 
 def test_the_average_warms_up() -> None:

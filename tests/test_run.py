@@ -155,7 +155,12 @@ REFUSED = {
         ["--model", "resnet5O"],
         "UnknownModelError: 'resnet5O'.*Close names.*resnet50",
     ),
-    "nothing to train": ([], "RecipeError: nothing to train"),
+    "no model": ([], "RecipeError: no model: pass --pruned"),
+    "negative rate": (["--model", "test_resnet", "--lr", "-1"], "RecipeError: lr=-1: it must be"),
+    "words for numbers": (
+        ["--model", "test_resnet", "--decay-milestones", "5,x"],
+        r"key .decay_milestones. cannot be \['5', 'x'\]",
+    ),
     "missing folder": (
         ["--pruned", "no/such", "--gamma", "0"],
         "CheckpointError: no/such does not exist; check the path",

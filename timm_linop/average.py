@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -37,6 +38,26 @@ class WeightAverage:
     def update(self, model: nn.Module, updates: int) -> None:
         """Move towards ``model`` after so many steps of the optimiser."""
         self._ema.update(_Slim(contracted_state(model), self.module), updates)
+
+
+def warn_of_short_run(optim: OptimConfig, updates: int) -> None:
+    """Warn of an average that would still be near where it began at the end of a run.
+
+    Args:
+        optim: Tells the decay and its warm-up.
+        updates: Steps of the whole run.
+
+    Example:
+        >>> warn_of_short_run(OptimConfig(model_ema_decay=0.9), updates=100)
+    """
+    reach = 1 / max(1 - optim.model_ema_decay, 1e-12)
+    if updates < reach and not optim.model_ema_warmup:
+        warnings.warn(
+            f"--model-ema averages over about {reach:,.0f} steps (decay {optim.model_ema_decay}), "
+            f"but the run has {updates:,}, so what is shipped stays near the start; set a smaller "
+            "--model-ema-decay, or --model-ema-warmup.",
+            stacklevel=2,
+        )
 
 
 class _Slim:

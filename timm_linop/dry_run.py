@@ -13,8 +13,8 @@ from .distill import Taps
 from .expand import audit
 from .expanded import chain_of, factors_of
 from .fit import Trainer
-from .optim import make_optimizer
-from .recipe import OptimConfig
+from .optim import is_plain_sgd, make_optimizer
+from .recipe import OptimConfig, Recipe
 
 
 def describe(trainer: Trainer, images: Tensor) -> str:
@@ -30,12 +30,27 @@ def describe(trainer: Trainer, images: Tensor) -> str:
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     return "\n".join(
         [
+            _settings(trainer.recipe, trainer.epochs),
             str(audit(trainer.model)),
             f"trainable parameters: {trainable:,}",
             _table("memory of one process, estimated", _memory(trainer, images), _mebibytes),
             _table("multiply-adds of one step and process", _macs(trainer, images), "{:,}".format),
         ]
     )
+
+
+def _settings(recipe: Recipe, epochs: int) -> str:
+    """What is about to run, in a line or two."""
+    told = f"{recipe.data.dataset}, {epochs} epochs of {recipe.optim.opt} at lr {recipe.optim.lr:g}"
+    if recipe.schedule.decay_milestones:
+        told += f", falling after {', '.join(map(str, recipe.schedule.decay_milestones))}"
+    if recipe.expand.rate:
+        told += f"; rate {recipe.expand.rate:g}, init {recipe.expand.init}"
+        if is_plain_sgd(recipe.optim):
+            told += (
+                "\nchains are compact (square outer factors), which train under SGD as wide ones"
+            )
+    return told
 
 
 def _memory(trainer: Trainer, images: Tensor) -> dict[str, int]:
@@ -89,7 +104,7 @@ def _macs(trainer: Trainer, images: Tensor) -> dict[str, int]:
     """Multiply-adds by part; a backward pass counts as two forward passes."""
     batch, size = len(images), (images.shape[1], images.shape[2], images.shape[3])
     steps = trainer.recipe.compute.grad_accum_steps
-    teacher = trainer.teacher.model if trainer.teacher else None
+    teacher = trainer.teacher  # which may see images of another size
     return {
         "student": 3 * count_macs(trainer.model, size) * batch * steps,
         "composition": 3 * _composition(trainer.model),
@@ -124,10 +139,12 @@ def _grams(trainer: Trainer, images: Tensor) -> int:
     Forward is one product, backward two (`gram`).
     """
     c, macs = min(len(images), trainer.recipe.distill.sub_batch), 0
-    for taps, products in zip(trainer.objective.taps, (3, 1), strict=False):
+    ways = ((trainer.model, 3), (trainer.teacher, 1))
+    for taps, (model, products) in zip(trainer.objective.taps, ways, strict=False):
         counted = Taps(taps.model, taps.names, see=lambda output: output[0].numel())
-        with evaluating(taps.model), counted as numbers:
-            taps.model(images[:1])
+        assert model is not None
+        with evaluating(model), counted as numbers:
+            model(images[:1])
         macs += products * sum(numbers.values()) * c * len(images)
     return macs
 

@@ -187,7 +187,8 @@ def check_settings(rate: float, init: str) -> None:
     if not number or not math.isfinite(rate) or rate < 1:
         raise ExpansionError(
             f"rate={rate!r}: an expansion rate is a number >= 1, or a chain could not hold every "
-            "weight; use 3 (the paper's), or rate=0 in timm.create_model for the slim model itself."
+            "weight; use 3 (the paper's), or rate=0 in timm.create_model and train.py for the slim "
+            "model itself."
         )
     if init not in INITS:
         raise ExpansionError(

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from . import metrics, watch
 from .arrange import arranged, check_sharding
-from .average import WeightAverage
+from .average import WeightAverage, warn_of_short_run
 from .distill import Teacher
 from .divergence import blame, broken_parameter
 from .errors import Interrupted, TrainingError
@@ -85,6 +85,8 @@ class Trainer:
         self.scheduler = make_scheduler(self.optimizer, recipe.schedule, updates)
         self.epochs = total_epochs(recipe.schedule)
         self.average = WeightAverage(self.model, recipe.optim) if recipe.optim.model_ema else None
+        if self.average is not None and accelerator.is_main_process:
+            warn_of_short_run(recipe.optim, updates * self.epochs)
         self.progress, self.stop = Progress(), Stop()
         self.checkpoints = Checkpoints(
             self.output / "checkpoints",
@@ -267,8 +269,8 @@ class Trainer:
         kept = f"the last good one is kept, {newest}" if newest else "there is none yet"
         return TrainingError(
             f"training has diverged at step {updates + 1}, in epoch {epoch + 1}: {what}. No "
-            f"checkpoint of this state was written; {kept}. Start anew with a lower --lr, with "
-            "--clip-grad, or with more --warmup-epochs."
+            f"checkpoint of this state was written; {kept}. --resume would come here again: start "
+            "anew, in another --output, with a lower --lr, --clip-grad, or more --warmup-epochs."
         )
 
     def _clip(self) -> None:

@@ -6,6 +6,7 @@ Flags win over the file of ``--config``, which wins over a named recipe, which w
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser
 
-from .errors import RecipeError
+from .errors import RecipeError, close_names
 from .recipe import PruneRecipe, Recipe
 from .recipe.named import read_recipe
 from .recipe.schedule import scaled
@@ -57,8 +58,9 @@ def parse(kind: type[R], argv: Sequence[str], prog: str) -> R:
     except RecipeError:
         raise
     except Exception as error:  # argparse's, jsonargparse's and yaml's own
+        known = [f.name for group in groups.values() for f in fields(group)]
         raise RecipeError(
-            f"{prog}: {' '.join(str(error).split())}; {prog} --help lists the flags."
+            f"{prog}: {_in_one_line(error)}; {prog} --help lists the flags.{_close(error, known)}"
         ) from error
     return kind(
         **{
@@ -66,6 +68,19 @@ def parse(kind: type[R], argv: Sequence[str], prog: str) -> R:
             for name, group in groups.items()
         }
     )
+
+
+def _in_one_line(error: Exception) -> str:
+    """The parser's message, without the list of types it tried."""
+    told = " ".join(str(error).split())
+    tried = re.search(r"(Parser key \"\w+\"): Does not validate .*Given value: (.*)", told)
+    return f"{tried[1]} cannot be {tried[2]}" if tried else told
+
+
+def _close(error: Exception, known: Sequence[str]) -> str:
+    """Names close to the flag or key that is unknown."""
+    unknown = re.search(r"(?:unrecognized arguments: --|Option ')([\w-]+)", str(error))
+    return close_names(unknown[1].replace("-", "_"), known) if unknown else ""
 
 
 def continued(asked: Recipe) -> Recipe:
@@ -86,6 +101,10 @@ def continued(asked: Recipe) -> Recipe:
         raise RecipeError(
             f"--resume {folder} goes on as the run was started; leave the other flags out, or "
             "start a new run with --output."
+        )
+    if (folder / "pruning.json").is_file():
+        raise RecipeError(
+            f"--resume {folder}: prune.py wrote it, so there is no training to resume."
         )
     if not (folder / "recipe.yaml").is_file():
         raise RecipeError(
@@ -176,6 +195,7 @@ def _as_jsonargparse(argv: Sequence[str], groups: Any) -> list[str]:
             values = [json.dumps({key: yaml.safe_load(value) for key, _, value in pairs})]
         if kinds[name].startswith("tuple") and values:
             written = values == ["null"] or values[0].startswith("[")
-            values = values[:1] if written else [json.dumps(values)]
+            each = [part for value in values for part in value.split(",")]
+            values = values[:1] if written else [json.dumps(each)]
         out.extend([f"--{name}", *values])
     return files + out

@@ -56,8 +56,13 @@ class Bar:
         """
         if self._bar.disable:
             return
-        _, task, sp, _ = losses.tolist()
-        self._bar.set_postfix({"task": f"{task:.3f}", "sp": f"{sp:.2e}"}, refresh=False)
+        _, task, sp, kd = losses.tolist()
+        shown = {
+            "task": f"{task:.3f}",
+            "sp": f"{sp:.2e}" if sp else "",
+            "kd": f"{kd:.3f}" if kd else "",
+        }
+        self._bar.set_postfix({name: loss for name, loss in shown.items() if loss}, refresh=False)
         self._bar.update(images)
 
 
@@ -72,15 +77,16 @@ def line(row: Mapping[str, float], epochs: int) -> str:
         >>> row = {"epoch": 2, "task_loss": 0.7, "sp_loss": 1e-4, "kd_loss": 0.0, "lr": 0.01}
         >>> row |= {"validation_accuracy": 91.5, "seconds": 60.0}
         >>> line(row, epochs=5)
-        'epoch 2/5: task 0.700, SP 1.00e-04, validation 91.50 %, lr 0.01, 60.0 s; 0:01:30 to go'
+        'epoch 2/5: task 0.700, SP 1.00e-04, validation 91.50 %, lr 0.01, 60 s; 0:01:30 to go'
     """
     left = epochs - row["epoch"]
+    sp = f", SP {row['sp_loss']:.2e}" if row["sp_loss"] else ""
     kd = f", KD {row['kd_loss']:.3f}" if row["kd_loss"] else ""
     to_go = timedelta(seconds=round(row["seconds"] / row["epoch"] * left))
     return (
-        f"epoch {row['epoch']}/{epochs}: task {row['task_loss']:.3f}, SP {row['sp_loss']:.2e}{kd}, "
+        f"epoch {row['epoch']}/{epochs}: task {row['task_loss']:.3f}{sp}{kd}, "
         f"validation {row['validation_accuracy']:.2f} %, lr {row['lr']:.2g}, "
-        f"{row['seconds']:.1f} s" + (f"; {to_go} to go" if left else "")
+        f"{row['seconds']:.0f} s" + (f"; {to_go} to go" if left else "")
     )
 
 

@@ -79,7 +79,7 @@ def _check_known(model: nn.Module, side: str, names: Iterable[str]) -> None:
             raise UnknownLayerError(
                 f"SP-KD pairs {name!r}, which the {side} has not; name the dense model this "
                 "one was pruned from as --teacher, or other layers, or set --gamma 0."
-                + close_names(name, (*PAIRS, *known))
+                + close_names(name, known if "." in name else (*PAIRS, *known))
             )
 
 

@@ -94,8 +94,8 @@ class Recipe:
     def _check_model(self) -> None:
         if self.model.pruned is None and not self.model.model:
             raise RecipeError(
-                "nothing to train: pass --pruned FOLDER to fine-tune a slim model, or --model NAME "
-                "to train a dense one."
+                "no model: pass --pruned FOLDER to fine-tune a slim one, or --model NAME for a "
+                "dense one."
             )
         if self.watch.eval_only not in (None, "validation", "test"):
             raise RecipeError(f"eval_only={self.watch.eval_only!r}: evaluate validation or test.")
@@ -111,11 +111,12 @@ class Recipe:
         wanted = wanted or (f"kd_weight={distill.kd_weight:g}" if distill.kd_weight else "")
         if wanted and not distill.teacher:
             raise RecipeError(
-                f"{wanted} needs a teacher; name the dense model with --teacher, or pass "
-                "--gamma 0 to train without one."
+                f"{wanted} needs a teacher (distillation is the default with --pruned); name the "
+                "dense model with --teacher, or pass --gamma 0 to train without one."
             )
 
     def _check_numbers(self) -> None:
+        distill = self.distill
         _check_counts(
             (1, "batch_size", self.data.batch_size),
             (1, "grad_accum_steps", self.compute.grad_accum_steps),
@@ -124,12 +125,12 @@ class Recipe:
         )
         if self.optim.mixes and self.data.batch_size < 2:
             raise RecipeError("mixup and cutmix pair images; --batch-size must be 2 or more.")
-        lr, gamma, kd = self.optim.lr, self.distill.gamma or 0, self.distill.kd_weight
-        if lr <= 0 or gamma < 0 or kd < 0 or self.distill.kd_temperature <= 0:
-            raise RecipeError(
-                f"lr={lr} and kd_temperature={self.distill.kd_temperature} must be above 0, "
-                f"gamma={gamma} and kd_weight={kd} not below 0."
-            )
+        for name, value in (("lr", self.optim.lr), ("kd_temperature", distill.kd_temperature)):
+            if value <= 0:
+                raise RecipeError(f"{name}={value:g}: it must be above 0.")
+        for name, value in (("gamma", distill.gamma or 0), ("kd_weight", distill.kd_weight)):
+            if value < 0:
+                raise RecipeError(f"{name}={value:g}: it must not be below 0.")
 
 
 @dataclass(frozen=True)
