@@ -20,6 +20,7 @@ from .structure import Structure
 if TYPE_CHECKING:
     from .distill import SimilarityPreservingLoss
     from .hub import push, save
+    from .loading import load
     from .pruning import prune
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "composed_once",
     "contract",
     "expand",
+    "load",
     "prune",
     "push",
     "save",
@@ -36,7 +38,8 @@ __all__ = [
 __version__ = "0.1.0"
 
 # Found when first asked for, so that `import timm_linop` costs little beside `import timm`.
-_LATER = {"SimilarityPreservingLoss": "distill", "prune": "pruning", "push": "hub", "save": "hub"}
+_LATER = {"SimilarityPreservingLoss": "distill", "load": "loading", "prune": "pruning"}
+_LATER |= {"push": "hub", "save": "hub"}
 
 
 def __getattr__(name: str) -> Any:

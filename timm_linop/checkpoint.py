@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from timm.models import load_state_dict
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from .errors import CheckpointError
 from .memory import check_bytes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# What config.json says of itself; a file that does not say it is of format 1.
+FORMAT_KEY, FORMAT = "timm_linop_format", 1
 _MAX_CONFIG_BYTES = 20_000_000
 _MAX_DEPTH = 32
 
@@ -56,7 +59,8 @@ def read_config(path: Path) -> dict[str, Any]:
         Its top level, label names moved beside the ``pretrained_cfg`` as timm does.
 
     Raises:
-        CheckpointError: If it is too large, no JSON, no object, nested deeply, or tells twice.
+        CheckpointError: If it is too large, no JSON, no object, nested deeply, tells twice, or is
+            of a newer format.
     """
     size = path.stat().st_size
     if size > _MAX_CONFIG_BYTES:
@@ -74,11 +78,22 @@ def read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is nested more than {_MAX_DEPTH} deep, which no model needs; save it again."
         )
+    _check_format(config.get(FORMAT_KEY, 1), path)
     cfg = mapping(config, "pretrained_cfg", path)
     for key in ("num_classes", "label_names", "label_descriptions"):
         if key in config:
             cfg[key] = config[key]
     return {**config, "pretrained_cfg": cfg}
+
+
+def _check_format(told: Any, path: Path) -> None:
+    if not isinstance(told, int) or isinstance(told, bool) or told < 1:
+        raise CheckpointError(f"{path}: {FORMAT_KEY} is no whole number; save the model again.")
+    if told > FORMAT:
+        raise CheckpointError(
+            f"{path} is of format {told}, and this timm_linop reads {FORMAT} at most: a newer one "
+            "wrote it; upgrade timm_linop (pip install --upgrade timm_linop)."
+        )
 
 
 def _told_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -162,6 +177,7 @@ def check_weights_file(path: Path) -> None:
         return
     check_bytes(path.stat().st_size, str(path))
     if path.suffix == ".safetensors":
+        _check_header(path)
         return
     try:
         pickled = _pickle_of(path)
@@ -176,6 +192,17 @@ def check_weights_file(path: Path) -> None:
         raise CheckpointError(
             f"{path} holds a bytearray, which is no tensor; save model.state_dict() again."
         )
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with safe_open(path, "pt"):  # reads the header, and holds the file's length against it
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is no readable safetensors file ({str(error)[:100]}); it may be cut short. "
+            "Save or download it again."
+        ) from error
 
 
 def _pickle_of(path: Path) -> bytes:

@@ -61,6 +61,10 @@ class OutputFolderError(LinOPError, FileExistsError):
     """An output folder is already in use."""
 
 
+class WriteError(LinOPError, OSError):
+    """Files cannot be written: the disk is full, or does not let it."""
+
+
 class HubError(LinOPError, OSError):
     """The Hub refused, or cannot be reached."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,9 @@ from torch import nn
 
 from .architecture import PREFIX, forget_caches, model_args_of
 from .card import CardData, render
+from .checkpoint import FORMAT, FORMAT_KEY
 from .divergence import broken_parameter
+from .drafts import draft_of
 from .errors import CheckpointError, ExpansionError, HubError, LinOPError, OutputFolderError
 from .expand import is_expanded
 from .proof import prove
@@ -62,7 +63,8 @@ def save(
 
     Raises:
         ExpansionError: If the model is expanded.
-        OutputFolderError: If the folder holds something already.
+        OutputFolderError: If the folder holds something already, or another process was faster.
+        WriteError: If the disk is full, or does not let it be written.
         StructureError: If the model is no slim form of its timm architecture.
         CheckpointError: If a weight is NaN or infinite.
 
@@ -82,13 +84,13 @@ def save(
     slim.pretrained_cfg = {**slim.pretrained_cfg, "architecture": PREFIX + structure.base}
     slim._model_args = model_args_of(model)
     slim.register_state_dict_post_hook(_each_tensor_for_itself)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        draft = Path(scratch) / "slim"
+    told: dict[str, Any] = {FORMAT_KEY: FORMAT}
+    told |= {"label_names": list(class_names)} if class_names else {}
+    with draft_of(folder) as draft:
         save_for_hf(
             slim,
             str(draft),
-            model_config={"label_names": list(class_names)} if class_names else None,
+            model_config=told,
             model_args={"pruned": structure.to_dict(), "rate": 0, **prove(model)},
             safe_serialization=True,
             data_config=data_config,
@@ -100,9 +102,6 @@ def save(
         for figure in figures:
             (draft / FIGURES).mkdir(exist_ok=True)
             shutil.copy(figure, draft / FIGURES / figure.name)
-        if folder.exists():
-            folder.rmdir()  # empty, as checked
-        draft.replace(folder)
     return folder
 
 

@@ -12,8 +12,10 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from .architecture import known_architecture
+from .checkpoint import CONFIG
 from .data import ImageData, check_fits
 from .distill import Teacher
+from .download import fetch
 from .errors import CheckpointError, LinOPError, RecipeError
 from .expand import check_settings, expand
 from .optim import is_plain_sgd
@@ -176,7 +178,9 @@ def _loaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _located(name: str) -> str:
-    """Let ``local-dir:`` name a run folder too."""
+    """Let ``local-dir:`` name a run folder too, and a repo be refused in clear words."""
+    if name.startswith("hf-hub:"):
+        fetch(name.removeprefix("hf-hub:"), [CONFIG])
     if not name.startswith("local-dir:"):
         return name
     return f"local-dir:{slim_folder(Path(name.removeprefix('local-dir:')))}"

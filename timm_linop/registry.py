@@ -31,12 +31,12 @@ from torch import nn
 
 from . import proof
 from .architecture import PREFIX, dense_model, tensors_of, whole_model
-from .checkpoint import WEIGHTS
 from .errors import CheckpointError, LinOPError, StructureError
 from .expand import check_settings, expand
 from .memory import check_expansion, check_model
+from .named import check_named_config, check_named_weights
 from .saved import check_saved_args, check_saved_cfg
-from .source import Source, check_named_files, resolve
+from .source import Source, resolve
 
 ALIASES = {"linop_mobilenetv2": "mobilenetv2_100"}
 
@@ -123,7 +123,7 @@ def build(
         check_settings(rate, init)
     source = resolve(pruned, base)
     overlay = {"architecture": PREFIX + base, **named, **(pretrained_cfg_overlay or {})}
-    located = any(overlay.get(key) for key in _LOCATIONS)
+    located = any((pretrained_cfg_overlay or {}).get(key) for key in _LOCATIONS)
     told = located or source.weights or kwargs.get("pretrained_cfg")
     if pretrained and source.structure and not told:
         raise CheckpointError(
@@ -187,15 +187,17 @@ def _slim(base: str, source: Source, **settings: Any) -> Any:
 def _check_saved(kwargs: Mapping[str, Any], pretrained: bool) -> dict[str, Any]:
     """Check what timm's factory has read from a config.json; tell where alone its weights lie."""
     args, cfg = kwargs.get("pretrained_model_args"), kwargs.get("pretrained_cfg")
+    cache_dir, named = kwargs.get("cache_dir"), {}
+    if isinstance(cfg, dict) and cfg.get("source") in ("local-dir", "hf-hub"):
+        named = check_named_config(
+            cfg, cache_dir
+        )  # its format first: a newer one may hold anything
+        check_saved_cfg(cfg)
     if isinstance(args, dict):
         check_saved_args(args)
-    if not isinstance(cfg, dict) or cfg.get("source") not in ("local-dir", "hf-hub"):
-        return {}
-    check_saved_cfg(cfg)
-    check_named_files(cfg, kwargs.get("cache_dir"), weights=pretrained)
-    # Where a repo has no such file, timm would take a pickled one.
-    only = {"hf_hub_filename": WEIGHTS} if cfg["source"] == "hf-hub" else {}
-    return {"source": cfg["source"], **only}
+    if named and pretrained:
+        check_named_weights(named, cache_dir)
+    return named
 
 
 def _blame_file(base: str, kwargs: Mapping[str, Any], error: Exception) -> None:

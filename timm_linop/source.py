@@ -7,21 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from .architecture import args_told_by, base_of, known_architecture, model_args_of
 from .checkpoint import (
     CONFIG,
     WEIGHTS,
-    check_weights_file,
     mapping,
     read_config,
     read_weights,
     slim_folder,
 )
-from .errors import CheckpointError, HubError, LinOPError, StructureError
+from .download import fetch
+from .errors import CheckpointError, LinOPError, StructureError
 from .expand import is_expanded
 from .memory import check_model
 from .saved import check_saved_args, check_saved_cfg
@@ -32,7 +30,6 @@ __all__ = [
     "WEIGHTS",
     "Source",
     "base_named_by",
-    "check_named_files",
     "read_config",
     "read_weights",
     "resolve",
@@ -124,7 +121,7 @@ def _from_module(model: nn.Module) -> Source:
 
 def _from_name(name: str, base: str) -> Source:
     if name.startswith("hf-hub:"):
-        return _from_folder(_download(name.removeprefix("hf-hub:")))
+        return _from_folder(fetch(name.removeprefix("hf-hub:")))
     path = Path(name.removeprefix("local-dir:"))
     try:
         kind = "folder" if path.is_dir() else "file" if path.is_file() else ""
@@ -170,7 +167,7 @@ def base_named_by(pruned: str, model: str | None) -> str:
         return known_architecture(model)
     path = Path(pruned.removeprefix("local-dir:"))
     if pruned.startswith("hf-hub:"):
-        path = _download(pruned.removeprefix("hf-hub:"))
+        path = fetch(pruned.removeprefix("hf-hub:"))
     if not path.exists():
         raise CheckpointError(f"{pruned} does not exist; check the path.")
     if not path.is_dir():
@@ -178,18 +175,27 @@ def base_named_by(pruned: str, model: str | None) -> str:
             f"{pruned} is no folder and does not say which architecture its weights are of; pass "
             "--model NAME beside it, or check the path."
         )
-    return known_architecture(str(read_config(slim_folder(path) / CONFIG).get("architecture")))
+    return _architecture_of(slim_folder(path))
+
+
+def _architecture_of(folder: Path) -> str:
+    name = read_config(folder / CONFIG).get("architecture")
+    if not isinstance(name, str):
+        raise CheckpointError(
+            f"{folder / CONFIG} names no architecture, so it is of no model of timm's or "
+            "timm_linop's; check the id or the path."
+        )
+    return known_architecture(name)
 
 
 def _from_folder(folder: Path) -> Source:
-    config = read_config(folder / CONFIG)
+    config, base = read_config(folder / CONFIG), _architecture_of(folder)
     args = mapping(config, "model_args", folder / CONFIG)
     check_saved_args(args)
     check_saved_cfg(config["pretrained_cfg"])
     cfg = {k: _as_timm(v) for k, v in config["pretrained_cfg"].items() if k not in _LOCATION}
     weights = read_weights(folder / WEIGHTS)
     structure_data, probe = args.pop("pruned", None), args.pop("probe", None)
-    base = known_architecture(str(config.get("architecture")))
     structure = None if structure_data is None else Structure.from_dict(structure_data)
     if structure is not None and structure.base != base:
         raise StructureError(
@@ -224,43 +230,6 @@ def _structure_read_off(
         ) from error
 
 
-def check_named_files(cfg: Mapping[str, Any], cache_dir: Any, *, weights: bool) -> None:
-    """Check the files that timm's own factory names, before it reads the weights.
-
-    It has read config.json itself: here a file that tells a thing twice, or is far too large or
-    too deep, is refused as it is everywhere else.
-
-    Args:
-        cfg: The ``pretrained_cfg`` that timm's factory made of config.json.
-        cache_dir: Where the Hub's client keeps its files, as timm was told.
-        weights: Whether the weights are going to be read.
-
-    Raises:
-        CheckpointError: If a file is not what `timm_linop.save` writes.
-
-    Example:
-        >>> check_named_files({"source": "local-dir", "file": "/nowhere"}, None, weights=True)
-        Traceback (most recent call last):
-        ...
-        timm_linop.errors.CheckpointError: /nowhere holds no model.safetensors...
-    """
-    if cfg.get("source") == "hf-hub":
-        repo, _, revision = str(cfg.get("hf_hub_id")).partition("@")
-        cached = try_to_load_from_cache(repo, CONFIG, cache_dir, revision or None)
-        if isinstance(cached, str):
-            read_config(Path(cached))
-    if cfg.get("source") == "local-dir":
-        folder = Path(str(cfg.get("file")))
-        if weights and not (folder / WEIGHTS).is_file():
-            raise CheckpointError(
-                f"{folder} holds no {WEIGHTS}, and nothing else is read; write it with "
-                "timm_linop.save()."
-            )
-        check_weights_file(folder / WEIGHTS)
-        if (folder / CONFIG).is_file():
-            read_config(folder / CONFIG)
-
-
 # Where weights lie, and how they were expanded, is not copied from one model to the next.
 _LOCATION = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "architecture")
 _NOT_COPIED = {"rate", "init", "seed", "base", "pretrained", "pretrained_cfg", "cache_dir"} | {
@@ -268,21 +237,3 @@ _NOT_COPIED = {"rate", "init", "seed", "base", "pretrained", "pretrained_cfg", "
     "pretrained_model_args",
     "checkpoint_path",
 }
-
-
-def _download(repo: str) -> Path:
-    repo_id, _, revision = repo.partition("@")
-    try:
-        for filename in (CONFIG, WEIGHTS):
-            path = hf_hub_download(repo_id, filename, revision=revision or None)
-    except LocalEntryNotFoundError as error:
-        raise HubError(
-            f"hf-hub:{repo} is not in the cache and the Hub cannot be reached; check the network, "
-            "or HF_HUB_OFFLINE."
-        ) from error
-    except (HfHubHTTPError, ValueError) as error:
-        raise HubError(
-            f"hf-hub:{repo} cannot be read ({type(error).__name__}); check the id and, for a "
-            "private repo, log in (hf auth login)."
-        ) from error
-    return Path(path).parent
