@@ -200,7 +200,7 @@ def _check_header(path: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is no readable safetensors file ({str(error)[:100]}); it may be cut short. "
+            f"{path} is no readable state dict ({str(error)[:100]}); it may be cut short. "
             "Save or download it again."
         ) from error
 

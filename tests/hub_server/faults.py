@@ -12,7 +12,7 @@ from typing import Literal
 
 from tests.hub_server.protocol import Reply, Request
 
-When = Literal["before", "after"]
+When = Literal["before", "midway", "after"]
 
 
 @dataclass

@@ -94,7 +94,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(reply.body)
+            self.wfile.write(reply.body[: len(reply.body) // 2] if reply.cut else reply.body)
+        if reply.cut:
+            self.wfile.flush()
+            self.close_connection = True
+            hang_up(self.connection)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Stay silent: `HubServer.requests` keeps what tests look at."""

@@ -35,11 +35,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """One HTTP response."""
+    """One HTTP response; of a `cut` one only half of the body is sent, then the server hangs up."""
 
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    cut: bool = False
 
 
 def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:

@@ -6,6 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,11 +118,12 @@ class HubServer:
         Args:
             method: HTTP method in capitals, or "*" for any.
             path_regex: Searched in the path as sent.
-            when: "before" the request takes effect, or "after" it did and only the reply is lost.
+            when: "before" the request takes effect, or "after" it did and only the reply is lost;
+                "midway" half of the reply's body arrives.
             times: How many requests meet the fault.
         """
-        if when not in ("before", "after"):
-            raise ValueError(f'when must be "before" or "after", not {when!r}')
+        if when not in ("before", "midway", "after"):
+            raise ValueError(f'when must be "before", "midway" or "after", not {when!r}')
         self._faults.arm(Fault(method, re.compile(path_regex), times, drop=when))
 
     def _answer(self, request: Request) -> Reply | None:
@@ -135,6 +137,8 @@ class HubServer:
             reply = dispatch(self._site, self._users, request)
         if fault is not None and fault.drop == "after":
             reply = None
+        if fault is not None and fault.drop == "midway" and reply is not None:
+            reply = replace(reply, cut=True)
         exchange = Exchange(
             request.method, request.path, DROPPED if reply is None else reply.status
         )
