@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +17,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils.sha import sha_fileobj
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from .checkpoint import CONFIG, WEIGHTS
 from .errors import CheckpointError, HubError
@@ -121,23 +122,28 @@ def _reason(error: BaseException, file: str) -> str:
         )
     return (
         f"the download of {file} broke off ({type(error).__name__}); check the network, then try "
-        "again: it goes on where it stopped."
+        "again."
     )
 
 
-_SHA256 = re.compile("[0-9a-f]{64}")
+_HASH = re.compile("[0-9a-f]{40}([0-9a-f]{24})?")
 
 
 def _check_whole(path: Path, repo_id: str) -> None:
-    """Hold a large file in the cache against the hash that it is named by."""
+    """Hold a file in the cache against the hash that it is named by."""
     blob = path.readlink() if path.is_symlink() else path
-    if not _SHA256.fullmatch(blob.name):  # a small file, or a cache without links
-        return
-    with path.open("rb") as file:
-        whole = sha_fileobj(file).hex() == blob.name
-    if not whole:
+    if _HASH.fullmatch(blob.name) and blob.name not in _hashes(path, len(blob.name)):
         raise CheckpointError(
             f"{path} is damaged: its bytes are not those that were downloaded. Get it again with "
             f"'hf download {repo_id} {path.name} --revision {path.parent.name} --force-download', "
             f"or delete {path.resolve()} and load the model again."
         )
+
+
+def _hashes(path: Path, length: int) -> set[str]:
+    """What the file may be called: large ones by SHA-256, small ones as git or a mirror does."""
+    if length == 64:
+        with path.open("rb") as file:
+            return {sha_fileobj(file).hex()}
+    content = path.read_bytes()
+    return {git_hash(content), hashlib.sha1(content, usedforsecurity=False).hexdigest()}

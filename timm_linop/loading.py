@@ -103,7 +103,12 @@ def _folder_of(name: str, revision: str | None, token: str | None) -> Path:
         )
     if revision is not None and "@" in repo:
         raise HubError(f"{name} names a revision, and revision={revision!r} too; leave one out.")
-    return fetch(f"{repo}@{revision}" if revision is not None else repo, token=token)
+    try:
+        return fetch(f"{repo}@{revision}" if revision is not None else repo, token=token)
+    except HubError as error:
+        if repo != name:
+            raise
+        raise HubError(f"there is no folder {name}, and {error}") from None
 
 
 def _class_names(told: Any, path: Path) -> tuple[str, ...] | None:

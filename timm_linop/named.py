@@ -71,7 +71,7 @@ def check_named_weights(cfg: Mapping[str, Any], cache_dir: Any) -> None:
         timm_linop.errors.CheckpointError: /nowhere holds no model.safetensors...
     """
     if cfg["source"] == "hf-hub":
-        folder = fetch(cfg["hf_hub_id"], [WEIGHTS], cache_dir=cache_dir)
+        folder = fetch(cfg["hf_hub_id"], cache_dir=cache_dir)
     else:
         folder = Path(cfg["file"])
     if not (folder / WEIGHTS).is_file():

@@ -43,6 +43,11 @@ class Faults:
         with self._lock:
             self._armed.append(fault)
 
+    def disarm(self) -> None:
+        """Forget every fault."""
+        with self._lock:
+            self._armed.clear()
+
     def take(self, request: Request) -> Fault | None:
         """The first fault meant for `request`, used up by one."""
         with self._lock:

@@ -126,6 +126,10 @@ class HubServer:
             raise ValueError(f'when must be "before", "midway" or "after", not {when!r}')
         self._faults.arm(Fault(method, re.compile(path_regex), times, drop=when))
 
+    def calm(self) -> None:
+        """Forget the faults that are still armed."""
+        self._faults.disarm()
+
     def _answer(self, request: Request) -> Reply | None:
         """The reply to a request, or None to drop it, after any armed fault."""
         fault = self._faults.take(request)
