@@ -17,10 +17,9 @@ from torch import Tensor
 
 from .errors import CheckpointError
 from .memory import check_bytes
+from .structure import VERSION
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-# What config.json says of itself; a file that does not say it is of format 1.
-FORMAT_KEY, FORMAT = "timm_linop_format", 1
 _MAX_CONFIG_BYTES = 20_000_000
 _MAX_DEPTH = 32
 
@@ -60,7 +59,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: If it is too large, no JSON, no object, nested deeply, tells twice, or is
-            of a newer format.
+            of a newer timm_linop.
     """
     size = path.stat().st_size
     if size > _MAX_CONFIG_BYTES:
@@ -78,7 +77,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is nested more than {_MAX_DEPTH} deep, which no model needs; save it again."
         )
-    _check_format(config.get(FORMAT_KEY, 1), path)
+    _check_version(config, path)
     cfg = mapping(config, "pretrained_cfg", path)
     for key in ("num_classes", "label_names", "label_descriptions"):
         if key in config:
@@ -86,13 +85,14 @@ def read_config(path: Path) -> dict[str, Any]:
     return {**config, "pretrained_cfg": cfg}
 
 
-def _check_format(told: Any, path: Path) -> None:
-    if not isinstance(told, int) or isinstance(told, bool) or told < 1:
-        raise CheckpointError(f"{path}: {FORMAT_KEY} is no whole number; save the model again.")
-    if told > FORMAT:
+def _check_version(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse what a newer timm_linop wrote before anything else in it is found to be strange."""
+    structure = mapping(config, "model_args", path).get("pruned")
+    told = structure.get("version") if isinstance(structure, dict) else None
+    if isinstance(told, int) and told > VERSION:
         raise CheckpointError(
-            f"{path} is of format {told}, and this timm_linop reads {FORMAT} at most: a newer one "
-            "wrote it; upgrade timm_linop (pip install --upgrade timm_linop)."
+            f"{path} is of version {told}, and this timm_linop reads {VERSION} at most: a newer "
+            "one wrote it; upgrade timm_linop (pip install -U timm-linop)."
         )
 
 
@@ -201,7 +201,7 @@ def _check_header(path: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is no readable state dict ({str(error)[:100]}); it may be cut short. "
-            "Save or download it again."
+            "Save it again, or download it again."
         ) from error
 
 

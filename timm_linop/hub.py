@@ -23,7 +23,6 @@ from torch import nn
 
 from .architecture import PREFIX, forget_caches, model_args_of
 from .card import CardData, render
-from .checkpoint import FORMAT, FORMAT_KEY
 from .divergence import broken_parameter
 from .drafts import draft_of
 from .errors import CheckpointError, ExpansionError, HubError, LinOPError, OutputFolderError
@@ -84,13 +83,11 @@ def save(
     slim.pretrained_cfg = {**slim.pretrained_cfg, "architecture": PREFIX + structure.base}
     slim._model_args = model_args_of(model)
     slim.register_state_dict_post_hook(_each_tensor_for_itself)
-    told: dict[str, Any] = {FORMAT_KEY: FORMAT}
-    told |= {"label_names": list(class_names)} if class_names else {}
     with draft_of(folder) as draft:
         save_for_hf(
             slim,
             str(draft),
-            model_config=told,
+            model_config={"label_names": list(class_names)} if class_names else None,
             model_args={"pruned": structure.to_dict(), "rate": 0, **prove(model)},
             safe_serialization=True,
             data_config=data_config,

@@ -20,7 +20,7 @@ from .errors import CheckpointError
 def check_named_config(cfg: Mapping[str, Any], cache_dir: Any) -> dict[str, Any]:
     """Check the config.json that timm's factory has read.
 
-    One that tells a thing twice, is of a newer format, or is far too large or too deep, is refused
+    One that tells a thing twice, is of a newer version, or is far too large or too deep, is refused
     as it is everywhere else.
 
     Args:

@@ -189,9 +189,7 @@ def _check_saved(kwargs: Mapping[str, Any], pretrained: bool) -> dict[str, Any]:
     args, cfg = kwargs.get("pretrained_model_args"), kwargs.get("pretrained_cfg")
     cache_dir, named = kwargs.get("cache_dir"), {}
     if isinstance(cfg, dict) and cfg.get("source") in ("local-dir", "hf-hub"):
-        named = check_named_config(
-            cfg, cache_dir
-        )  # its format first: a newer one may hold anything
+        named = check_named_config(cfg, cache_dir)  # first: a newer one may hold anything
         check_saved_cfg(cfg)
     if isinstance(args, dict):
         check_saved_args(args)

@@ -180,12 +180,12 @@ def base_named_by(pruned: str, model: str | None) -> str:
 
 def _architecture_of(folder: Path) -> str:
     name = read_config(folder / CONFIG).get("architecture")
-    if not isinstance(name, str):
+    if name is None:
         raise CheckpointError(
             f"{folder / CONFIG} names no architecture, so it is of no model of timm's or "
             "timm_linop's; check the id or the path."
         )
-    return known_architecture(name)
+    return known_architecture(str(name))
 
 
 def _from_folder(folder: Path) -> Source:
