@@ -219,6 +219,28 @@ def test_tags_branches_and_revisions(alice: HfApi, tmp_path: Path) -> None:
     alice.create_tag(REPO, tag="v1", exist_ok=True)
 
 
+def test_anyone_with_a_write_token_opens_a_pull_request(
+    hub: HubServer, alice: HfApi, bob: HfApi, tmp_path: Path
+) -> None:
+    alice.create_repo(REPO)
+    first = push(alice)
+    for number in (1, 2):
+        files = [add("README.md", README + b"%d" % number), add("new.safetensors", WEIGHTS[:99])]
+        proposed = bob.create_commit(REPO, files, commit_message="Mine", create_pr=True)
+        assert (proposed.pr_num, proposed.pr_revision) == (number, f"refs/pr/{number}")
+        assert proposed.pr_url == f"{hub.endpoint}/{REPO}/discussions/{number}"
+    assert alice.model_info(REPO).sha == first
+    assert fetch(alice, "README.md", tmp_path, revision="refs/pr/2") == README + b"2"
+    refs = alice.list_repo_refs(REPO, include_pull_requests=True)
+    assert [ref.ref for ref in refs.pull_requests or []] == ["refs/pr/1", "refs/pr/2"]
+    assert alice.list_repo_refs(REPO).pull_requests is None
+    push(alice, add("more.txt", b"x"), revision="refs/pr/1")
+    assert "more.txt" in alice.list_repo_files(REPO, revision="refs/pr/1")
+    reader = HfApi(endpoint=hub.endpoint, token=hub.token("bob"))
+    with pytest.raises(HfHubHTTPError, match="write token"):
+        reader.create_commit(REPO, [add("a", b"a")], commit_message="No", create_pr=True)
+
+
 def test_missing_things_are_told_apart(alice: HfApi, tmp_path: Path) -> None:
     alice.create_repo(REPO)
     with pytest.raises(RemoteEntryNotFoundError):
@@ -268,6 +290,24 @@ def test_a_private_repo_is_hidden(
         assert hidden.value.response.status_code == status
         with pytest.raises(RepositoryNotFoundError):
             fetch(api, "model.safetensors", tmp_path / str(status))
+
+
+def test_a_gated_repo_shows_itself_and_keeps_its_files(
+    hub: HubServer, alice: HfApi, bob: HfApi, nobody: HfApi, tmp_path: Path
+) -> None:
+    alice.create_repo(REPO)
+    push(alice)
+    hub.gate(REPO, "carol")
+    carol = HfApi(endpoint=hub.endpoint, token=hub.token("carol"))
+    for api in (alice, carol):
+        assert fetch(api, "README.md", tmp_path / api.whoami()["name"]) == README
+    for api, status in ((bob, 403), (nobody, 401)):
+        assert api.model_info(REPO).gated == "manual"
+        with pytest.raises(GatedRepoError) as refused:
+            fetch(api, "README.md", tmp_path / str(status))
+        assert refused.value.response.status_code == status
+    with pytest.raises(GatedRepoError):
+        bob.auth_check(REPO)
 
 
 def test_only_the_owners_write_token_writes(

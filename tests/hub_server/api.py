@@ -58,7 +58,7 @@ def repo_info(call: Call) -> Reply:
     history = repo.git.log(commit)
     info = {
         "_id": repo.id, "id": repo.id, "modelId": repo.id, "author": repo.namespace,
-        "sha": commit, "private": repo.private, "gated": False, "disabled": False,
+        "sha": commit, "private": repo.private, "gated": "manual" if repo.gated else False, "disabled": False,
         "createdAt": _date(history[-1]), "lastModified": _date(history[0]),
         "downloads": 0, "likes": 0, "tags": tags_of(card), "cardData": card,
         "siblings": [_sibling(f, "blobs" in call.request.query) for f in files.values()],
@@ -125,15 +125,17 @@ def refs(call: Call) -> Reply:
     """GET /api/models/{id}/refs."""
     found = call.repo().git.refs()
 
-    def under(prefix: str) -> list[dict[str, str]]:
+    def under(prefix: str, cut: str = "") -> list[dict[str, str]]:
         return [
-            {"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": commit}
+            {"name": ref.removeprefix(cut or prefix), "ref": ref, "targetCommit": commit}
             for ref, commit in found.items()
             if ref.startswith(prefix)
         ]
 
-    branches, tags = under("refs/heads/"), under("refs/tags/")
-    return json_reply({"branches": branches, "tags": tags, "converts": [], "pullRequests": []})
+    answer = {"branches": under("refs/heads/"), "tags": under("refs/tags/"), "converts": []}
+    if call.request.query.get("include_prs"):
+        answer["pullRequests"] = under("refs/pr/", "refs/")
+    return json_reply(answer)
 
 
 def commits(call: Call) -> Reply:
@@ -154,7 +156,7 @@ def commits(call: Call) -> Reply:
 
 def auth_check(call: Call) -> Reply:
     """GET /api/models/{id}/auth-check."""
-    call.repo()
+    call.repo_files()
     return json_reply({})
 
 

@@ -15,7 +15,7 @@ def resolve(call: Call) -> Reply:
 
     A missing file still tells the commit: the client remembers with it what is not there.
     """
-    repo = call.repo()
+    repo = call.repo_files()
     commit = call.commit_of(repo)
     head = {"X-Repo-Commit": commit}
     file = repo.files(commit).get(call.args["path"])

@@ -25,8 +25,7 @@ def preupload(call: Call) -> Reply:
 
     The `oid` of a file that exists lets the client leave out what has not changed.
     """
-    _refuse_pull_request(call)
-    repo = call.repo(write=True)
+    repo = call.repo_to_change()
     files = repo.files(call.commit_of(repo))
     answer = []
     for asked in call.request.json().get("files", []):
@@ -48,7 +47,7 @@ def _belongs_to_lfs(asked: dict[str, Any]) -> bool:
 
 def lfs_batch(call: Call) -> Reply:
     """POST /{id}.git/info/lfs/objects/batch: where to PUT the objects that are not here yet."""
-    repo = call.repo(write=True)
+    repo = _repo_to_upload_to(call)
     wanted = call.request.json()
     if wanted.get("operation") != "upload":
         raise HubError(501, "This test Hub takes LFS uploads only; download through resolve")
@@ -61,6 +60,13 @@ def lfs_batch(call: Call) -> Reply:
     return json_reply({"transfer": "basic", "objects": objects})
 
 
+def _repo_to_upload_to(call: Call) -> Repo:
+    """Objects may be for a pull request, and the protocol of LFS does not say so."""
+    repo = call.repo_files()
+    call.require_writer(call.user.name if call.user else "", "RepoNotFound")
+    return repo
+
+
 def _upload_actions(call: Call, repo: Repo, oid: str) -> dict[str, Any]:
     """The two steps of an upload: PUT to the storage, then tell the Hub to verify."""
     put = call.site.storage.sign("PUT", f"/storage/{repo.kind}/{repo.id}/{oid}")
@@ -70,7 +76,7 @@ def _upload_actions(call: Call, repo: Repo, oid: str) -> dict[str, Any]:
 
 def lfs_verify(call: Call) -> Reply:
     """POST /{id}.git/info/lfs/verify: whether an object has arrived whole."""
-    repo = call.repo(write=True)
+    repo = _repo_to_upload_to(call)
     claimed = call.request.json()
     if repo.lfs.size(claimed["oid"]) != claimed["size"]:
         raise HubError(404, f"No such LFS object of {claimed['size']} bytes: {claimed['oid']}")
@@ -81,28 +87,43 @@ def commit(call: Call) -> Reply:
     """POST /api/models/{id}/commit/{rev}: every line of the body in one git commit, or nothing.
 
     The repository's lock makes the check of `parentCommit` and the commit one step, so of several
-    pushes from one parent a single one wins and the rest get 412.
+    pushes from one parent a single one wins and the rest get 412. With ``create_pr`` it goes to a
+    new ref of its own, from whatever parent.
     """
-    _refuse_pull_request(call)
-    repo = call.repo(write=True)
+    repo = call.repo_to_change()
     header, operations = _parse(call.request.body)
-    branch = call.args["rev"]
     message = f"{header.get('summary', '')}\n\n{header.get('description', '')}".strip()
+    author = call.user.name if call.user else ""
+    proposed = bool(call.request.query.get("create_pr"))
     with repo.lock:
-        head = repo.git.refs().get(f"refs/heads/{branch}")
-        if head is None:
-            raise HubError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
-        if not head.startswith(str(header.get("parentCommit", head)).lower()):
-            raise HubError(412, "A commit has happened since. Please refresh and try again.")
-        changes = _changes(repo, head, operations)
-        oid = repo.git.commit(branch, head, changes, repo.namespace, message)
-    url = f"{call.site.endpoint}{repo.url_path}/commit/{oid}"
-    return json_reply({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
+        head = _parent(call, repo, header.get("parentCommit"), proposed)
+        ref = repo.new_pull_request() if proposed else _ref_of(call.args["rev"])
+        oid = repo.git.commit(ref, head, _changes(repo, head, operations), author, message)
+    page = f"{call.site.endpoint}{repo.url_path}"
+    answer = {"success": True, "commitOid": oid, "hookOutput": ""}
+    answer["commitUrl"] = f"{page}/commit/{oid}"
+    if proposed:
+        answer["pullRequestUrl"] = f"{page}/discussions/{ref.split('/')[-1]}"
+    return json_reply(answer)
 
 
-def _refuse_pull_request(call: Call) -> None:
-    if call.request.query.get("create_pr"):
-        raise HubError(501, "This test Hub has no pull requests")
+def _ref_of(revision: str) -> str:
+    """A branch by its name, a pull request by its full ref."""
+    return revision if revision.startswith("refs/pr/") else f"refs/heads/{revision}"
+
+
+def _parent(call: Call, repo: Repo, claimed: str | None, proposed: bool) -> str:
+    """The commit to build on, or 412 where the branch is not what the client thinks it is."""
+    revision = call.args["rev"]
+    head = repo.git.refs().get(_ref_of(revision))
+    if head is None:
+        raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+    if claimed is None or head.startswith(claimed.lower()):
+        return head
+    older = repo.git.resolve(claimed.lower()) if proposed else None
+    if older is None:
+        raise HubError(412, "A commit has happened since. Please refresh and try again.")
+    return older
 
 
 def _parse(body: bytes) -> tuple[dict[str, Any], list[Operation]]:

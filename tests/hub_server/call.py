@@ -5,7 +5,9 @@ The rules of access stand here once:
 - a wrong token is 401 everywhere;
 - a repository that is missing, or private and not yours, is RepoNotFound: 401 to a stranger, 404
   to a user, so that nobody learns which of the two it is;
-- writing needs the owner's write token: 401 without a token, 403 with another.
+- writing needs the owner's write token: 401 without a token, 403 with another;
+- anyone with a write token may open a pull request where he may read;
+- the files of a gated repository are GatedRepo to those not let in; that it is there all may know.
 """
 
 from __future__ import annotations
@@ -45,6 +47,25 @@ class Call:
             raise HubError(404 if self.user else 401, "Repository not found", "RepoNotFound")
         if write:
             self.require_writer(repo.namespace, "RepoNotFound")
+        return repo
+
+    def repo_files(self) -> Repo:
+        """The repository the path names, if the user may have its files."""
+        repo = self.repo()
+        if not repo.lets_in(self.user.name if self.user else None):
+            message = f"Access to model {repo.id} is restricted: ask for access first."
+            raise HubError(403 if self.user else 401, message, "GatedRepo")
+        return repo
+
+    def repo_to_change(self) -> Repo:
+        """The repository the path names, if the user may write to it, or propose to.
+
+        With ``create_pr`` in the query a change is a proposal, which is not the owner's alone.
+        """
+        if not self.request.query.get("create_pr"):
+            return self.repo(write=True)
+        repo = self.repo_files()
+        self.require_writer(self.user.name if self.user else "", "RepoNotFound")
         return repo
 
     def require_writer(self, namespace: str, anonymous_code: str | None = None) -> User:

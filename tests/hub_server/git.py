@@ -64,12 +64,12 @@ def _quoted(path: str) -> bytes:
 
 
 def _import_stream(
-    branch: str, parent: str | None, changes: Iterable[Change], author: str, message: str
+    ref: str, parent: str | None, changes: Iterable[Change], author: str, message: str
 ) -> Iterator[bytes]:
     """The lines of one commit in the language of fast-import."""
     text = message.encode()
     who = f"{author} <{author}@hub.test> {int(time.time())} +0000".encode()
-    yield b"commit refs/heads/%s\ncommitter %s\n" % (branch.encode(), who)
+    yield b"commit %s\ncommitter %s\n" % (ref.encode(), who)
     yield b"data %d\n%s\n" % (len(text), text)
     if parent is not None:
         yield b"from %s\n" % parent.encode()
@@ -149,12 +149,12 @@ class GitRepo:
         return [Commit(oid, who, int(ct), title, body) for oid, who, ct, title, body in records]
 
     def commit(
-        self, branch: str, parent: str | None, changes: Iterable[Change], author: str, message: str
+        self, ref: str, parent: str | None, changes: Iterable[Change], author: str, message: str
     ) -> str:
-        """Add one commit to a branch, all changes or none, and return its hash."""
-        stream = b"".join(_import_stream(branch, parent, changes, author, message))
+        """Add one commit to a full ref, all changes or none, and return its hash."""
+        stream = b"".join(_import_stream(ref, parent, changes, author, message))
         self._git("fast-import", "--quiet", "--done", stdin=stream)
-        return self._git("rev-parse", "--verify", f"refs/heads/{branch}").decode().strip()
+        return self._git("rev-parse", "--verify", ref).decode().strip()
 
     def is_ref_name(self, ref: str) -> bool:
         """Whether git accepts `ref` as a full ref name."""

@@ -74,6 +74,13 @@ class HubServer:
         """
         return self._users.new_token(user, write)
 
+    def gate(self, repo_id: str, *users: str, kind: str = "models") -> None:
+        """Keep a repository's files for its owner and these users, as a gated model's are."""
+        repo = self._site.store.find(kind, repo_id)
+        if repo is None:
+            raise ValueError(f"there is no repository {repo_id} to gate")
+        repo.gate(users)
+
     def env(self, home: Path, token: str | None = None) -> dict[str, str]:
         """The environment for a subprocess that takes this server for the Hub.
 

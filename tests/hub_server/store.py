@@ -1,4 +1,4 @@
-"""The repositories on disk: `root/models/alice/slim-vit/` holds `git/`, `lfs/` and `private`.
+"""The repositories on disk: `root/models/alice/slim-vit/` holds `git/`, `lfs/`, `private`, `gated`.
 
 Only locks and a cache live in memory, so a server started on the same root finds them again.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +47,28 @@ class Repo:
         self.lfs = LfsObjects(folder / "lfs")
         self.lock = threading.Lock()  # held by whoever moves or adds a ref
         self._private_mark = folder / "private"
+        self._gate = folder / "gated"
         self._pointers: dict[str, Pointer | None] = {}  # by blob; blobs never change
 
     @property
     def private(self) -> bool:
         """Whether only the owner sees it."""
         return self._private_mark.exists()
+
+    @property
+    def gated(self) -> bool:
+        """Whether its files are only for the owner and those he let in."""
+        return self._gate.exists()
+
+    def gate(self, readers: Iterable[str]) -> None:
+        """Keep its files for the owner and these users."""
+        self._gate.write_text("\n".join(readers))
+
+    def lets_in(self, name: str | None) -> bool:
+        """Whether a user, None for a stranger, may have the files."""
+        if not self.gated or name == self.namespace:
+            return True
+        return name is not None and name in self._gate.read_text().splitlines()
 
     @property
     def url_path(self) -> str:
@@ -67,7 +84,12 @@ class Repo:
             f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES
         )
         first = [Change(".gitattributes", rules.encode())]
-        self.git.commit("main", None, first, "system", "initial commit")
+        self.git.commit("refs/heads/main", None, first, "system", "initial commit")
+
+    def new_pull_request(self) -> str:
+        """The ref of the next one; the caller holds the lock until it is there."""
+        there = [ref for ref in self.git.refs() if ref.startswith("refs/pr/")]
+        return f"refs/pr/{1 + max((int(ref.split('/')[-1]) for ref in there), default=0)}"
 
     def files(self, commit: str) -> dict[str, HubFile]:
         """Everything in a commit by path, with the pointers read."""
