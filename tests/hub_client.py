@@ -1,20 +1,33 @@
-"""The real client in the tests' own process, pointed at the tests' Hub, with a cache of its own."""
+"""The real client in this process, pointed at the tests' Hub; and a slim folder to push."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import huggingface_hub.constants
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi, constants
+import timm
+import torch
+from huggingface_hub import CommitOperationAdd, HfApi
 
+import timm_linop
 from tests.hub_server import HubServer
+from timm_linop.card import CardData
+from timm_linop.hub import save
+
+REPO = "alice/slim"
+TEACHER = "alice/dense"
 
 
-def point_client_at(hub: HubServer, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set what the client read from the environment at its import; nobody is logged in."""
+def use_hub(hub: HubServer, token: str | None, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """What HF_ENDPOINT, HF_TOKEN & co. do when they are set before the client is imported."""
+    constants = huggingface_hub.constants
+    page = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    hosts = {*constants.HF_URL_HOSTS, str(urlsplit(hub.endpoint).hostname)}
     settings = {
         "ENDPOINT": hub.endpoint,
-        "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HUGGINGFACE_CO_URL_TEMPLATE": page,
         "HF_HUB_CACHE": str(home / "hub"),
         "HF_TOKEN_PATH": str(home / "token"),
         "HF_HUB_DISABLE_XET": True,
@@ -24,8 +37,11 @@ def point_client_at(hub: HubServer, home: Path, monkeypatch: pytest.MonkeyPatch)
     for name, value in settings.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
+    if token is None:
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+    else:
+        monkeypatch.setenv("HF_TOKEN", token)
 
 
 def publish(hub: HubServer, repo: str, folder: Path, *, private: bool = False) -> str:
@@ -35,7 +51,7 @@ def publish(hub: HubServer, repo: str, folder: Path, *, private: bool = False) -
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     added = [CommitOperationAdd(str(path.relative_to(folder)), path) for path in files]
     with pytest.MonkeyPatch.context() as patch:  # also for fixtures of a whole module
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
         return api.create_commit(repo, added, commit_message="Push").oid
 
 
@@ -43,3 +59,17 @@ def cached(home: Path, name: str) -> Path:
     """The one file of that name in the cache."""
     (path,) = (home / "hub").glob(f"models--*/snapshots/*/{name}")
     return path
+
+
+def slim_folder(
+    folder: Path, seed: int = 0, card: CardData | None = None, **figures: bytes
+) -> Path:
+    """Save a small pruned model; ``figures`` are files by stem."""
+    torch.manual_seed(seed)
+    dense = timm.create_model("test_resnet", num_classes=3)
+    slim = timm_linop.prune(dense, torch.randn(1, 3, 64, 64), ratio=0.5).eval()
+    drawn = []
+    for stem, content in figures.items():
+        drawn.append(folder.parent / f"{stem}.png")
+        drawn[-1].write_bytes(content)
+    return save(slim, folder, class_names=["a", "b", "c"], card=card, figures=drawn)

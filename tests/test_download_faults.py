@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 
 import timm_linop
-from tests.hub_client import cached, point_client_at, publish
+from tests.hub_client import cached, publish, use_hub
 from tests.hub_server import HubServer
 from tests.slims import images, slim, twin
 from timm_linop.drafts import draft_of
@@ -46,7 +46,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(published: HubServer, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    point_client_at(published, home, monkeypatch)
+    use_hub(published, None, monkeypatch, home)
     # The client waits 1 s, 2 s, ... between its own attempts.
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     yield published

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, constants
 from PIL import Image
 
 import timm_linop
-from tests.hub_client import point_client_at, publish
+from tests.hub_client import publish, use_hub
 from tests.hub_server import HubServer
 from tests.slims import images, slim, twin
 from timm_linop.errors import CheckpointError, HubError, LinOPError
@@ -75,7 +75,7 @@ def hub(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubS
 
 @pytest.fixture(autouse=True)
 def client(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    point_client_at(hub, tmp_path / "home", monkeypatch)
+    use_hub(hub, None, monkeypatch, tmp_path / "home")
 
 
 # One call ----------------------------------------------------------------------------------------

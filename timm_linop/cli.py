@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import auto_cli
 from torch import nn
@@ -91,10 +92,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _as_jsonargparse(argv: Sequence[str]) -> list[str]:
-    """Let ``plot`` have its runs one after the other; jsonargparse would have ``'[one, two]'``."""
-    words, runs, flags = list(argv[1:]), [], list(argv[:1])
-    if flags != ["plot"]:
+    """Let flags and runs be typed as one does.
+
+    That is ``plot one two`` and ``push --dry-run``; jsonargparse would have ``plot '[one, two]'``
+    and ``push --dry_run true``.
+    """
+    words, command = list(argv[1:]), list(argv[:1])
+    if command == ["push"]:
+        return command + _flags_of_push(words)
+    if command != ["plot"]:
         return list(argv)
+    runs, flags = [], command
     while words:
         if not words[0].startswith("-"):
             runs.append(words.pop(0))
@@ -102,6 +110,18 @@ def _as_jsonargparse(argv: Sequence[str]) -> list[str]:
             taken = 1 if "=" in words[0] else 2
             flags, words = flags + words[:taken], words[taken:]
     return [*flags, json.dumps(runs)] if runs else flags
+
+
+def _flags_of_push(words: Sequence[str]) -> list[str]:
+    typed: list[str] = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        name = flag.replace("-", "_").removeprefix("__")
+        typed.append(f"--{name}{equals}{value}" if flag.startswith("--") else word)
+        bare = not equals and after.lower() not in ("true", "false")
+        if flag.startswith("--") and bare and name in ("private", "create_pr", "dry_run"):
+            typed.append("true")
+    return typed
 
 
 def demo(output: str = "runs/demo", seed: int = 42) -> None:
@@ -166,18 +186,37 @@ def plot(runs: list[str], output: str | None = None) -> None:
         print(figure)
 
 
-def push(folder: str, repo: str, private: bool = False, revision: str | None = None) -> None:
+def push(
+    folder: str,
+    repo: str,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tag: str | None = None,
+    message: str | None = None,
+    license: str | None = None,
+    dry_run: bool = False,
+) -> None:
     """Push a slim folder to the Hub, as one commit.
 
     Args:
         folder: Run folder or slim folder.
         repo: user/repo; created where it does not exist.
         private: Whether a new repo is private.
-        revision: Branch; the default one where none is named.
+        revision: Branch, created where it does not exist; the default one where none is named.
+        create_pr: Open a pull request instead.
+        tag: A name for the commit.
+        message: The commit's title.
+        license: The model's licence as the Hub names it, where no teacher's card tells it.
+        dry_run: Change nothing; print files, sizes and the card.
     """
+    from .hub import Shipment
     from .hub import push as push_folder
 
-    print(push_folder(folder, repo, private=private, revision=revision).commit_url)
+    settings: dict[str, Any] = {"message": message} if message else {}
+    settings |= {"private": private, "revision": revision, "create_pr": create_pr, "tag": tag}
+    done = push_folder(folder, repo, license=license, dry_run=dry_run, **settings)
+    print(done if isinstance(done, Shipment) else done.pr_url or done.commit_url)
 
 
 def _model(name: str, rate: float, pruned: str | None) -> nn.Module:

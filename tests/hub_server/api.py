@@ -58,7 +58,8 @@ def repo_info(call: Call) -> Reply:
     history = repo.git.log(commit)
     info = {
         "_id": repo.id, "id": repo.id, "modelId": repo.id, "author": repo.namespace,
-        "sha": commit, "private": repo.private, "gated": "manual" if repo.gated else False, "disabled": False,
+        "sha": commit, "private": repo.private, "disabled": False,
+        "gated": "manual" if repo.gated else False,
         "createdAt": _date(history[-1]), "lastModified": _date(history[0]),
         "downloads": 0, "likes": 0, "tags": tags_of(card), "cardData": card,
         "siblings": [_sibling(f, "blobs" in call.request.query) for f in files.values()],
