@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import huggingface_hub.constants
 import pytest
@@ -24,7 +24,6 @@ def use_hub(hub: HubServer, token: str | None, monkeypatch: pytest.MonkeyPatch, 
     """What HF_ENDPOINT, HF_TOKEN & co. do when they are set before the client is imported."""
     constants = huggingface_hub.constants
     page = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    hosts = {*constants.HF_URL_HOSTS, str(urlsplit(hub.endpoint).hostname)}
     settings = {
         "ENDPOINT": hub.endpoint,
         "HUGGINGFACE_CO_URL_TEMPLATE": page,
@@ -61,15 +60,18 @@ def cached(home: Path, name: str) -> Path:
     return path
 
 
+@functools.cache
+def _slim(seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    dense = timm.create_model("test_resnet", num_classes=3)
+    return timm_linop.prune(dense, torch.randn(1, 3, 64, 64), ratio=0.5).eval()
+
+
 def slim_folder(
     folder: Path, seed: int = 0, card: CardData | None = None, **figures: bytes
 ) -> Path:
     """Save a small pruned model; ``figures`` are files by stem."""
-    torch.manual_seed(seed)
-    dense = timm.create_model("test_resnet", num_classes=3)
-    slim = timm_linop.prune(dense, torch.randn(1, 3, 64, 64), ratio=0.5).eval()
-    drawn = []
-    for stem, content in figures.items():
-        drawn.append(folder.parent / f"{stem}.png")
-        drawn[-1].write_bytes(content)
-    return save(slim, folder, class_names=["a", "b", "c"], card=card, figures=drawn)
+    drawn = [folder.parent / f"{stem}.png" for stem in figures]
+    for path, content in zip(drawn, figures.values(), strict=True):
+        path.write_bytes(content)
+    return save(_slim(seed), folder, class_names=["a", "b", "c"], card=card, figures=drawn)

@@ -110,9 +110,9 @@ def push(
     with explained(f"pushing {folder} to {repo_id}"):
         if dry_run:
             return _rehearsed(target, files, license)
+        draft = Draft(files, _checked_card(target, files, license))
         if not create_pr:  # which is opened in a repo that is there, often somebody's
             api.create_repo(repo_id, private=private, exist_ok=True)
-        draft = Draft(files, _checked_card(target, files, license))
         make_branch(target)
         done = commit(target, draft)
     add_tag(target, done.oid)
