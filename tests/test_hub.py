@@ -211,23 +211,6 @@ def test_what_push_refuses(model: torch.nn.Module, hub: HubServer, tmp_path: Pat
     assert not [request for request in hub.requests if request[0] == "POST"]
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_lost_connection_is_told_and_pushing_again_heals(
-    when: str, folder: Path, hub: HubServer, tmp_path: Path
-) -> None:
-    token = hub.token("alice", write=True)
-    hub.drop("POST", "/commit/", when=when)
-    argv = ["push", str(folder), REPO]
-    code = f"from timm_linop import cli; cli.main({argv!r})"
-    done = python(hub, tmp_path / "home", token, code)
-    assert done.returncode == 2
-    assert "push" in done.stderr and "Traceback" not in done.stderr
-    assert token not in done.stdout + done.stderr
-    assert python(hub, tmp_path / "home", token, code).returncode == 0
-    api = HfApi(endpoint=hub.endpoint, token=token)
-    assert len(api.list_repo_commits(REPO)) == 2
-
-
 def test_a_module_that_stands_in_two_places(tmp_path: Path) -> None:
     """Its tensors have two names; safetensors refuses a file in which two names are one tensor."""
     torch.manual_seed(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -88,6 +88,8 @@ class Trainer:
         if self.average is not None and accelerator.is_main_process:
             warn_of_short_run(recipe.optim, updates * self.epochs)
         self.progress, self.stop = Progress(), Stop()
+        # Called with the epochs done and what gives the model as it is then, on every process.
+        self.after_epoch: Callable[[int, Callable[[], nn.Module]], None] | None = None
         self.checkpoints = Checkpoints(
             self.output / "checkpoints",
             accelerator,
@@ -121,6 +123,8 @@ class Trainer:
             progress.epoch, progress.batch = progress.epoch + 1, 0
             self._record({"epoch": progress.epoch, **row})
             self._save()
+            if self.after_epoch is not None:
+                self.after_epoch(progress.epoch, self._whole)
         return self._whole(), progress.seconds
 
     def steps(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, int]]:

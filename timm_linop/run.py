@@ -24,11 +24,12 @@ from .evaluation import evaluate
 from .expand import contract, is_expanded
 from .fit import Trainer
 from .flags import write_yaml
-from .hub import check_output, check_write_access, push
+from .hub import check_output
 from .models import arm_of, make_student, make_teacher, trained_model
 from .optim import check_training
 from .processes import start_accelerator
 from .pruning import prune as prune_model
+from .publish import Snapshots, check_push, push_result
 from .recipe import DataConfig, PruneRecipe, Recipe
 from .report import finish, report_evaluation, with_costs
 from .resume import stop_signals
@@ -59,6 +60,7 @@ def train(recipe: Recipe) -> Path | None:
 
     Raises:
         LinOPError: If anything in the recipe cannot work, before long work if it can be told.
+        HubError: Also if the finished run, which is whole, cannot be pushed.
     """
     recipe = recipe.effective()
     if recipe.watch.eval_only:
@@ -75,6 +77,7 @@ def train(recipe: Recipe) -> Path | None:
     distilled = recipe.distill.gamma or recipe.distill.kd_weight
     teacher = make_teacher(recipe, loaders.config) if distilled else None
     trainer = Trainer(student, teacher, loaders.train, loaders.validation, recipe, accelerator)
+    trainer.after_epoch = Snapshots(recipe, arm_of(recipe), data, loaders.config, accelerator)
     if recipe.watch.dry_run:
         _try_out(trainer)
         return None
@@ -103,7 +106,7 @@ def _finish(
     accelerator: Accelerator,
 ) -> None:
     """Contract, touch the test split for the first time, and write what a run leaves."""
-    output, arm = Path(recipe.run.output or ""), arm_of(recipe)
+    output, arm, failed = Path(recipe.run.output or ""), arm_of(recipe), None
     test = accelerator.prepare(loaders.test)
     slim = _contracted(trained, next(iter(test))[0], accelerator)
     results = _evaluated(before, test, accelerator, len(data.class_names))
@@ -114,10 +117,11 @@ def _finish(
         results = with_costs(results, models, loaders.config["input_size"])
         report_evaluation(evaluation, data.class_names, output)
         finish(recipe, output, slim, arm, data, loaders.config, results)
-        if recipe.run.push_to_hub:
-            push(output, recipe.run.push_to_hub, private=recipe.run.hub_private)
+        failed = push_result(recipe, output)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if failed is not None:
+        raise failed
 
 
 def _evaluate_only(recipe: Recipe) -> Path:
@@ -173,7 +177,7 @@ def prune(recipe: PruneRecipe) -> Path:
     loaders = make_loaders(recipe, Augmentation(no_aug=True), data, dense)
     test = accelerator.prepare(loaders.test)
     slim = prune_model(dense, ratio=recipe.prune.ratio, round_to=recipe.prune.round_to)
-    models = {"dense": dense, "pruned": slim}
+    models, failed = {"dense": dense, "pruned": slim}, None
     results = _evaluated(models, test, accelerator, len(data.class_names))
     if accelerator.is_main_process:
         results = with_costs(results, models, loaders.config["input_size"])
@@ -182,7 +186,10 @@ def prune(recipe: PruneRecipe) -> Path:
         told = {"method": "magnitude", "ratio": recipe.prune.ratio}
         (output / "pruning.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
         finish(recipe, output, slim, "pruned", data, loaders.config, results)
+        failed = push_result(recipe, output)
     accelerator.wait_for_everyone()
+    if failed is not None:
+        raise failed
     return output
 
 
@@ -223,8 +230,8 @@ def _start(recipe: Recipe | PruneRecipe, resumed: bool = False) -> tuple[Path, A
     accelerator = start_accelerator(
         dataloader_config=loading, log_with=trackers or None, project_dir=str(output / "tracking")
     )
-    if recipe.run.push_to_hub and accelerator.is_main_process:
-        check_write_access(recipe.run.push_to_hub, private=recipe.run.hub_private)
+    if accelerator.is_main_process:
+        check_push(recipe)
     set_seed(recipe.run.seed)
     accelerator.wait_for_everyone()
     return output, accelerator

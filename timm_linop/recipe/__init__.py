@@ -122,7 +122,10 @@ class Recipe:
             (1, "grad_accum_steps", self.compute.grad_accum_steps),
             (0, "checkpoint_every", self.checkpoint.checkpoint_every),
             (1, "checkpoint_hist", self.checkpoint.checkpoint_hist),
+            (0, "push_every", self.checkpoint.push_every),
         )
+        if self.checkpoint.push_every and not self.run.push_to_hub:
+            raise RecipeError("push_every needs a repo to push to; name it with --push-to-hub.")
         if self.optim.mixes and self.data.batch_size < 2:
             raise RecipeError("mixup and cutmix pair images; --batch-size must be 2 or more.")
         for name, value in (("lr", self.optim.lr), ("kd_temperature", distill.kd_temperature)):

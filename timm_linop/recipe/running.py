@@ -59,12 +59,14 @@ class RunConfig:
         seed: Seed of weights, factors, shuffling and augmentation.
         push_to_hub: Repo to push the slim model to, user/repo.
         hub_private: Create that repo private.
+        hub_license: The model's licence as the Hub names it, where no teacher's card tells it.
     """
 
     output: str | None = None
     seed: int = 42
     push_to_hub: str | None = None
     hub_private: bool = False
+    hub_license: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,14 @@ class CheckpointConfig:
         resume: Run folder to go on with after any stop; its own recipe holds, so no other flags.
         checkpoint_every: Steps between two checkpoints; 0 writes them at the ends of epochs only.
         checkpoint_hist: Newest checkpoints to keep.
+        push_every: Epochs between two pushes of the slim model as it is then, to the branch
+            "training" of --push-to-hub; 0 pushes the result only.
     """
 
     resume: str | None = None
     checkpoint_every: int = 0
     checkpoint_hist: int = 2
+    push_every: int = 0
 
 
 @dataclass(frozen=True)
