@@ -18,6 +18,7 @@ from timm_linop import cli
 from timm_linop.card import CardData, free_text
 from timm_linop.errors import CheckpointError, HubError, LinOPError
 from timm_linop.hub import Shipment, check_metadata, check_write_access, push
+from timm_linop.hub.readme import finished
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model's licence is not known")
 
@@ -72,6 +73,17 @@ def test_one_commit_and_a_second_push_is_none(alice: HfApi, folder: Path) -> Non
     for mark in ('"', "'"):
         local = local.replace(f"{mark}local-dir:slim{mark}", f"{mark}hf-hub:{REPO}{mark}")
     assert text(alice) == local  # and all else byte for byte
+
+
+def test_only_the_models_own_name_is_changed_in_the_snippets() -> None:
+    one = '```python\nm = timm.create_model("hf-hub:me/old", pretrained=True)\n```\n'
+    two = "```python\nt = timm.create_model('hf-hub:timm/dense')\nn = f(\"hf-hub:me/old\")\n```\n"
+    text = '```bash\ntrain.py --teacher "hf-hub:me/old"\n```\n'
+    card = f"---\ntags:\n- a\n---\n{text}{one}{two}"
+    expected = card.replace(one, one.replace("me/old", REPO)).replace(
+        two, two.replace("me/old", REPO)
+    )
+    assert finished(card, REPO, {}) == expected
 
 
 def test_our_stale_files_go_and_foreign_ones_stay(

@@ -93,6 +93,8 @@ def _reason(error: Exception) -> str:
     status = status_of(error)
     if status is None and isinstance(error, ValueError):  # the client's own look at what is sent
         return f"{' '.join(str(error).split())[:300]}"
+    if isinstance(error, OSError) and error.filename:  # of this machine
+        return f"{error.filename}: {error.strerror}; nothing was pushed."
     if status is None:
         name = type(error).__name__
         return f"{constants.ENDPOINT} cannot be reached ({name}); check the network and try again."

@@ -122,7 +122,7 @@ def finished(card: str, repo_id: str, licence: Licence, base: str | None = None)
         `mit`. The licence of the data it learnt from may ask for more.
         <BLANKLINE>
     """
-    card = _SNIPPET.sub(lambda found: _NAME.sub(rf"\g<1>hf-hub:{repo_id}\g<1>", found[0]), card)
+    card = _placed(card, repo_id)
     whole = parsed(card, "README.md")
     if not licence or licence_in(whole.data) == licence:
         return card
@@ -133,6 +133,21 @@ def finished(card: str, repo_id: str, licence: Licence, base: str | None = None)
     words = f"{told}{whence}. The licence of the data it learnt from may ask for more."
     whole.text = _LICENCE.sub(lambda found: f"{found[1]}{words}\n", whole.text, count=1)
     return str(whole)
+
+
+def _placed(card: str, repo_id: str) -> str:
+    """Let the snippets load the model from where it will lie.
+
+    The first model that a snippet names is this one; others, as its teacher, are left as they are.
+    """
+    snippets = [found[0] for found in _SNIPPET.finditer(card)]
+    own = _NAME.search("\n".join(snippets))
+    if own is None:
+        return card
+    for snippet in snippets:
+        moved = snippet.replace(own[0], f"{own[1]}hf-hub:{repo_id}{own[1]}")
+        card = card.replace(snippet, moved)
+    return card
 
 
 _SNIPPET = re.compile(r"^```python\n.*?^```$", re.M | re.S)
