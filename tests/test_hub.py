@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 from timm.models import save_for_hf
@@ -80,6 +82,17 @@ def test_channels_last_and_half_precision_are_saved(model: torch.nn.Module, tmp_
     for name, tensor in load_file(folder / "model.safetensors").items():
         assert torch.equal(tensor, model.state_dict()[name])
     assert other.conv1[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_model_of_a_run_in_mixed_precision_reloads(tmp_path: Path) -> None:
+    """Under accelerate it answers in half precision; what is stored of it must not."""
+    trained = timm.create_model("test_resnet", num_classes=3)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Accelerator(cpu=True, mixed_precision="bf16").prepare(trained)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = save(trained, tmp_path / "slim")
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_classes == 3
+    assert "_original_forward" in vars(trained)  # which stays as it was
 
 
 def test_what_save_refuses(model: torch.nn.Module, folder: Path, tmp_path: Path) -> None:

@@ -72,13 +72,14 @@ def save(
     slim: Any = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
     slim.pretrained_cfg = {**slim.pretrained_cfg, "architecture": PREFIX + structure.base}
     slim._model_args = model_args_of(model)
+    _forget_autocast(slim)
     slim.register_state_dict_post_hook(_each_tensor_for_itself)
     with draft_of(folder) as draft:
         save_for_hf(
             slim,
             str(draft),
             model_config={"label_names": list(class_names)} if class_names else None,
-            model_args={"pruned": structure.to_dict(), "rate": 0, **prove(model)},
+            model_args={"pruned": structure.to_dict(), "rate": 0, **prove(slim)},
             safe_serialization=True,
             data_config=data_config,
         )
@@ -90,6 +91,16 @@ def save(
             (draft / FIGURES).mkdir(exist_ok=True)
             shutil.copy(figure, draft / FIGURES / figure.name)
     return folder
+
+
+def _forget_autocast(model: nn.Module) -> None:
+    """Undo what accelerate does to a model under mixed precision, of which a reload knows nothing.
+
+    It puts a forward of its own, in half precision, over the model's.
+    """
+    if "_original_forward" in model.__dict__:
+        del model.__dict__["_original_forward"]
+        model.__dict__.pop("forward", None)
 
 
 def _each_tensor_for_itself(
