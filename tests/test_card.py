@@ -11,8 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 from jinja2 import DictLoader, UndefinedError
 
-from timm_linop import card as card_module
-from timm_linop.card import CardData, Dataset, Figure, Pruning, Result, free_text, render
+from timm_linop.card import CardData, Dataset, Figure, Pruning, Result, free_text, render, rendering
 from timm_linop.errors import LinOPError, RecipeError
 
 DIGITS = Dataset("digits", tuple("0123456789"), {"train": 1437, "validation": 360})
@@ -182,7 +181,7 @@ def test_the_table_tells_what_was_measured():
         ["**LinOP (this model)**", "93.10", "1.19M", "5M", "0.2", "4.8MB", "2 min 10 s"],
     ]
     text = render(FULL)
-    assert "Measured on: cpu Some Processor, threads 2, device cpu." in text
+    assert "Latency measured on: cpu Some Processor, threads 2, device cpu." in text
     assert "1,437 train, 360 validation images" in text
     assert table(text, "| Layer |")[2:] == [["`conv1`", "64", "20"], ["`fc`", "10", "10"]]
 
@@ -247,15 +246,15 @@ def test_the_owners_words_survive_the_next_card():
 )
 def test_a_template_prints_nothing_unknown(monkeypatch, template, error, said):
     loader = DictLoader({"model_card.md.j2": template})
-    monkeypatch.setattr(card_module._ENVIRONMENT, "loader", loader)
+    monkeypatch.setattr(rendering._ENVIRONMENT, "loader", loader)
     with pytest.raises(error, match=said):
         render(replace(FULL, seed=None))
 
 
 def test_the_template_lies_where_it_is_looked_for():
-    package = Path(card_module.__file__).parent
+    package = Path(rendering.__file__).parents[1]
     looked_in = [str(package / "hub_cards"), str(package.parent / "hub_cards")]
-    assert looked_in == card_module._ENVIRONMENT.loader.searchpath
+    assert looked_in == rendering._ENVIRONMENT.loader.searchpath
     assert any(Path(folder, "model_card.md.j2").is_file() for folder in looked_in)
 
 

@@ -31,6 +31,7 @@ from .recipe import (
     Recipe,
     RunConfig,
     ScheduleConfig,
+    WatchConfig,
 )
 
 MODEL = "mobilenetv2_050"
@@ -88,7 +89,8 @@ def demo(output: Path, seed: int = 42) -> Path:
     run.train(_arm(tuned, folder, "vanilla", ExpandConfig(rate=0), DistillConfig(gamma=0)))
     print("4/5 LinOP + SP-KD, against the dense teacher", flush=True)
     teacher = DistillConfig(teacher=f"local-dir:{folder / 'dense'}", gamma=3000)
-    run.train(_arm(tuned, folder, "linop", ExpandConfig(rate=3), teacher))
+    compared = replace(tuned, watch=WatchConfig(compare=(str(folder / "vanilla"),)))
+    run.train(_arm(compared, folder, "linop", ExpandConfig(rate=3), teacher))
     print("5/5 reload the slim folder by name, in a new process", flush=True)
     rows = _rows(folder)
     _check_reload(folder / "linop" / "slim", rows["linop"].accuracy or 0.0)

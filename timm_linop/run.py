@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from . import card, watch
+from .compare import START, References, compared_runs, start_of
 from .data import Augmentation, ImageData, load_data, make_loader, make_transforms
 from .dry_run import describe
 from .errors import TrainingError
@@ -27,6 +28,7 @@ from .flags import write_yaml
 from .hub import check_output
 from .models import arm_of, make_student, make_teacher, trained_model
 from .optim import check_training
+from .outcome import Outcome
 from .processes import start_accelerator
 from .pruning import prune as prune_model
 from .publish import Snapshots, check_push, push_result
@@ -55,8 +57,9 @@ def train(recipe: Recipe) -> Path | None:
         recipe: What ``train.py`` was asked for.
 
     Returns:
-        The run folder: recipe.yaml, metrics.csv, checkpoints/, results.json, evaluation.json,
-        per_class.csv, figures/ and slim/. With eval_only a folder of results, with dry_run none.
+        The run folder: recipe.yaml, start.json, metrics.csv, checkpoints/, results.json, card.json,
+        evaluation.json, per_class.csv, figures/ and slim/. With eval_only a folder of results,
+        with dry_run none.
 
     Raises:
         LinOPError: If anything in the recipe cannot work, before long work if it can be told.
@@ -76,6 +79,8 @@ def train(recipe: Recipe) -> Path | None:
     loaders = make_loaders(recipe, recipe.augment, data, student)
     distilled = recipe.distill.gamma or recipe.distill.kd_weight
     teacher = make_teacher(recipe, loaders.config) if distilled else None
+    start = start_of(slim_start, data, loaders.config) if slim_start is not None else {}
+    compared = compared_runs(recipe.watch.compare, start, arm_of(recipe), recipe)
     trainer = Trainer(student, teacher, loaders.train, loaders.validation, recipe, accelerator)
     trainer.after_epoch = Snapshots(recipe, arm_of(recipe), data, loaders.config, accelerator)
     if recipe.watch.dry_run:
@@ -84,15 +89,16 @@ def train(recipe: Recipe) -> Path | None:
     if accelerator.is_main_process and not resumed:
         output.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe, output / "recipe.yaml")
-    before = {"dense": teacher, "pruned": slim_start}
-    for row in _evaluated(before, trainer.validation, accelerator, len(data.class_names)):
+        (output / START).write_text(json.dumps(start, indent=2), encoding="utf-8")
+    beside = References(teacher, slim_start, compared)
+    for row in _evaluated(beside.measured(), trainer.validation, accelerator, data):
         accelerator.print(f"{row.arm}: validation {row.accuracy:.2f} %")
     watch.start(recipe, accelerator)
     # Drawn per process from here on: dropout and mixup are not to be the same on all of them.
     set_seed(recipe.run.seed, device_specific=True)
     with stop_signals() as stop:
         trained, seconds = trainer.run(stop)
-    _finish(recipe, trained, seconds, before, data, loaders, accelerator)
+    _finish(recipe, trained, seconds, beside, data, loaders, accelerator)
     return output
 
 
@@ -100,7 +106,7 @@ def _finish(
     recipe: Recipe,
     trained: nn.Module,
     seconds: float,
-    before: Mapping[str, nn.Module | None],
+    beside: References,
     data: ImageData,
     loaders: Loaders,
     accelerator: Accelerator,
@@ -108,15 +114,18 @@ def _finish(
     """Contract, touch the test split for the first time, and write what a run leaves."""
     output, arm, failed = Path(recipe.run.output or ""), arm_of(recipe), None
     test = accelerator.prepare(loaders.test)
-    slim = _contracted(trained, next(iter(test))[0], accelerator)
-    results = _evaluated(before, test, accelerator, len(data.class_names))
+    slim, contraction = _contracted(trained, next(iter(test))[0], accelerator)
+    results = _evaluated(beside.measured(), test, accelerator, data)
+    results += [other.result for other in beside.compared]
     evaluation = evaluate(slim, test, accelerator)
-    results.append(card.Result(arm, evaluation.top1, training_seconds=seconds))
+    own = card.Result(arm, evaluation.top1, training_seconds=seconds, top5=evaluation.top5)
     if accelerator.is_main_process:
-        models = {**before, "dense": getattr(before["dense"], "model", None), arm: slim}
-        results = with_costs(results, models, loaders.config["input_size"])
+        config, models = loaders.config, {**beside.timed(), arm: slim}
+        results = with_costs([*results, own], models, config["input_size"])
         report_evaluation(evaluation, data.class_names, output)
-        finish(recipe, output, slim, arm, data, loaders.config, results)
+        differences = {other.result.arm: other.differences for other in beside.compared}
+        outcome = Outcome(recipe, output, slim, arm, data, config, results, evaluation)
+        finish(replace(outcome, contraction=contraction, differences=differences))
         failed = push_result(recipe, output)
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -165,7 +174,7 @@ def prune(recipe: PruneRecipe) -> Path:
         recipe: What ``prune.py`` was asked for.
 
     Returns:
-        The run folder: recipe.yaml, pruning.json, results.json, figures/ and slim/.
+        The run folder: recipe.yaml, pruning.json, results.json, card.json, figures/ and slim/.
 
     Raises:
         LinOPError: If anything in the recipe cannot work.
@@ -178,14 +187,14 @@ def prune(recipe: PruneRecipe) -> Path:
     test = accelerator.prepare(loaders.test)
     slim = prune_model(dense, ratio=recipe.prune.ratio, round_to=recipe.prune.round_to)
     models, failed = {"dense": dense, "pruned": slim}, None
-    results = _evaluated(models, test, accelerator, len(data.class_names))
+    results = _evaluated(models, test, accelerator, data)
     if accelerator.is_main_process:
         results = with_costs(results, models, loaders.config["input_size"])
         output.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe, output / "recipe.yaml")
         told = {"method": "magnitude", "ratio": recipe.prune.ratio}
         (output / "pruning.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
-        finish(recipe, output, slim, "pruned", data, loaders.config, results)
+        finish(Outcome(recipe, output, slim, "pruned", data, loaders.config, results))
         failed = push_result(recipe, output)
     accelerator.wait_for_everyone()
     if failed is not None:
@@ -250,23 +259,26 @@ def _evaluated(
     models: Mapping[str, nn.Module | None],
     test: DataLoader[Any],
     accelerator: Accelerator,
-    classes: int,
+    data: ImageData,
 ) -> list[card.Result]:
-    """Test accuracy of each model that has these classes."""
-    results = []
+    """Accuracy on a split of each model that has the data's classes."""
+    results, classes = [], len(data.class_names)
     for arm, model in models.items():
         if model is not None and getattr(model, "num_classes", classes) == classes:
             model.to(accelerator.device)
-            results.append(card.Result(arm, evaluate(model, test, accelerator).top1))
+            found = evaluate(model, test, accelerator)
+            results.append(card.Result(arm, found.top1, top5=found.top5))
     return results
 
 
 @torch.no_grad()
-def _contracted(model: nn.Module, images: Tensor, accelerator: Accelerator) -> nn.Module:
+def _contracted(
+    model: nn.Module, images: Tensor, accelerator: Accelerator
+) -> tuple[nn.Module, card.Contraction | None]:
     """Contract a model and hold its logits against the expanded ones."""
     model.eval()
     if not is_expanded(model):
-        return model
+        return model, None
     expected = model(images)
     got = contract(model)(images)
     off = ((got - expected).norm() / expected.norm()).item()
@@ -277,4 +289,4 @@ def _contracted(model: nn.Module, images: Tensor, accelerator: Accelerator) -> n
             "--init orthogonal."
         )
     accelerator.print(f"contracted: the logits moved by {off:.1e} relative")
-    return model
+    return model, card.Contraction(off, len(images))

@@ -105,6 +105,12 @@ class Recipe:
                 "FOLDER, or --pretrained."
             )
 
+        if self.watch.compare and (self.model.pruned is None or self.model.reinit):
+            raise RecipeError(
+                "--compare holds runs against each other that start from the same pruned weights; "
+                "pass --pruned without --reinit, or leave --compare out."
+            )
+
     def _check_teacher(self) -> None:
         distill = self.distill
         wanted = f"gamma={distill.gamma:g}" if distill.gamma else ""

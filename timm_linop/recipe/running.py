@@ -96,8 +96,11 @@ class WatchConfig:
         eval_only: Evaluate --pruned (or --model --pretrained) on this split and leave; bare,
             validation.
         dry_run: Tell layers, chains, parameters, memory and multiply-adds, do two steps and leave.
+        compare: Finished runs from the same pruned weights and data (vanilla fine-tuning...),
+            which the card shows beside this one.
     """
 
     track: tuple[str, ...] = ()
     eval_only: str | None = field(default=None, metadata={"bare": "validation"})
     dry_run: bool = False
+    compare: tuple[str, ...] = ()
