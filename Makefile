@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow lint conformance clean
+.PHONY: demo test test-slow lint cards conformance clean
 
 demo: $(INSTALLED)
 	$(BIN)/timm-linop demo
@@ -21,6 +21,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m hub_cards.make --check
+
+# The cards in hub_cards/, from the template and the records of their runs.
+cards: $(INSTALLED)
+	$(BIN)/python -m hub_cards.make
 
 # timm's own model tests on slim and expanded twins, then what they leave out.
 conformance: $(INSTALLED)

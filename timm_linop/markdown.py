@@ -26,6 +26,8 @@ _SECRET = re.compile(
     r"""(?:'[^']*'|"[^"]*"|\S+)""",
     re.IGNORECASE,
 )
+# In characters: more would scroll sideways on a card.
+_COMMAND_WIDTH = 66
 # A local path, from where one may start (not inside a word, a relative path or a URL) to its last
 # name. In the midst of a sentence a slash and a single name are no path.
 _LOCAL_PATH = re.compile(
@@ -100,17 +102,44 @@ def link(path: str) -> Markup:
 
 
 def command(line: str) -> Markup:
-    """Write a command line, its secrets and local paths taken out.
+    r"""Write a command line, its secrets and local paths taken out, over as many lines as it takes.
 
     Example:
-        >>> print(command("/usr/bin/python train.py --data '/home/ann/my pets' --token abc"))
-        python train.py --data 'my pets' --token ***
+        >>> print(command("train.py --dataset digits --pruned runs/pruned --batch-size 32 --rate 0"))
+        train.py --dataset digits --pruned runs/pruned --batch-size 32 \
+            --rate 0
+    """
+    lines = [""]
+    # A flag and its values stay together.
+    for part in re.split(r" (?=--)", command_line(line)):
+        if lines[-1] and len(f"{lines[-1]} {part}") > _COMMAND_WIDTH:
+            lines.append("   ")
+        lines[-1] = f"{lines[-1]} {part}" if lines[-1] else part
+    return Markup(" \\\n".join(lines))
+
+
+def command_line(line: str) -> str:
+    """Take secrets and local paths out of a command line.
+
+    Example:
+        >>> command_line("/usr/bin/python train.py --data '/home/ann/my pets' --token abc")
+        "python train.py --data 'my pets' --token ***"
     """
     try:
         arguments = shlex.split(line)
     except ValueError:  # a quote that is never closed
         arguments = line.split()
-    return Markup(public(shlex.join(map(public, arguments))))
+    return public(shlex.join(map(public, arguments)))
+
+
+def attribute(value: object) -> Markup:
+    """Write a value between the quotes of an HTML attribute.
+
+    Example:
+        >>> print(attribute('5" <tall>'))
+        5&quot; &lt;tall&gt;
+    """
+    return Markup(escape(public(value), quote=True))
 
 
 def count(number: float) -> Markup:

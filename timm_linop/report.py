@@ -137,9 +137,13 @@ def _figures(outcome: Outcome, widths: Mapping[str, tuple[int, int]]) -> list[ca
         after = {name: slim for name, (_, slim) in widths.items()}
         plots.channel_widths(before, after, folder / "widths.png")
         figures.append("widths")
-    return [card.Figure(f"figures/{name}.png", _CAPTIONS[name]) for name in figures]
+    return [
+        card.Figure(f"figures/{name}.png", _CAPTIONS[name], _WIDTHS.get(name)) for name in figures
+    ]
 
 
+# Pixels on a page, of what would look coarse as wide as the text.
+_WIDTHS = {"confusion": 520, "accuracy_against_parameters": 600}
 _CAPTIONS = {
     "accuracy_against_parameters": "Test accuracy against parameters, a point for each row above",
     "training": "Losses and validation accuracy while training",

@@ -70,10 +70,11 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture beside the card, by its path relative to the card."""
+    """A picture beside the card, by its path relative to the card; as wide as the text, or less."""
 
     path: str
     caption: str
+    width: int | None = None
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def write_record(data: CardData, path: Path) -> None:
         'big'
     """
     if data.command is not None:
-        data = replace(data, command=str(markdown.command(data.command)))
+        data = replace(data, command=markdown.command_line(data.command))
     # The owner's own words stay as they were written.
     told = {**_public(asdict(data)), "free": dict(data.free)}
     text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)

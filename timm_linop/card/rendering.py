@@ -25,7 +25,7 @@ _ENVIRONMENT = Environment(
     finalize=markdown.text,
     trim_blocks=True,
 )
-for _name in ("code", "command", "count", "link", "literal"):
+for _name in ("attribute", "code", "command", "count", "link", "literal"):
     _ENVIRONMENT.filters[_name] = getattr(markdown, _name)
 _ENVIRONMENT.filters["verbatim"] = Markup
 _ENVIRONMENT.filters["label"] = label

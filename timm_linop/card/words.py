@@ -19,14 +19,14 @@ def columns(data: CardData) -> dict[str, list[str]]:
 
     Example:
         >>> columns(CardData("a", "resnet18", "linop", results=(Result("linop", 93.1),)))
-        {'Accuracy (%)': ['93.10']}
+        {'Top-1 (%)': ['93.10']}
     """
     titles: dict[str, tuple[str, Callable[[Any], str]]] = {
-        "Accuracy (%)": ("accuracy", "{:.2f}".format),
+        "Top-1 (%)": ("accuracy", "{:.2f}".format),
         "Top-5 (%)": ("top5", "{:.2f}".format),
         "Parameters": ("parameters", markdown.count),
-        "Multiply-adds": ("macs", markdown.count),
-        "Latency (ms per image)": ("latency_ms", "{:.3g}".format),
+        "MACs": ("macs", markdown.count),
+        "ms per image": ("latency_ms", "{:.3g}".format),
         "File": ("size_bytes", lambda size: f"{markdown.count(size)}B"),
         "Training": ("training_seconds", markdown.duration),
     }

@@ -55,7 +55,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def new_axes(
-    figure: Figure, grid: Literal["x", "y", "both"], columns: int = 1, place: int = 1
+    figure: Figure,
+    grid: Literal["x", "y", "both"],
+    columns: int = 1,
+    place: int = 1,
+    rows: int = 1,
 ) -> Axes:
     """Add a pair of axes with no more ink than needed, and faint lines behind.
 
@@ -63,7 +67,8 @@ def new_axes(
         figure: Where to.
         grid: Along which axes there are lines.
         columns: How many pairs stand side by side in the figure.
-        place: Which of them this one is, from 1.
+        place: Which of them this one is, from 1, row by row.
+        rows: How many rows of them there are.
 
     Returns:
         The axes.
@@ -72,7 +77,7 @@ def new_axes(
         >>> new_axes(new_figure(4, 3), "y").get_axisbelow()
         True
     """
-    axes = figure.add_subplot(1, columns, place)
+    axes = figure.add_subplot(rows, columns, place)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="#E5E5E5", linewidth=0.8)
     axes.set_axisbelow(True)

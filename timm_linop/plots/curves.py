@@ -75,9 +75,12 @@ def training_curves(metrics_csv: Path, out: Path) -> Path:
             f"{metrics_csv} holds no loss and no accuracy to draw; it needs a column epoch "
             "and one of train_loss, task_loss, sp_loss, validation_accuracy with numbers in it."
         )
-    figure = new_figure(3.9 * len(panels), 3.1)
+    # Two side by side at most, a third one below: a card is read on telephones, too.
+    rows, count = (len(panels) + 1) // 2, len(panels)
+    figure = new_figure(3.9 * min(count, 2), 3.1 * rows)
     for place, (what, lines) in enumerate(panels.items(), start=1):
-        axes = new_axes(figure, "y", len(panels), place)
+        alone = place == count and count % 2 == 1
+        axes = new_axes(figure, "y", 1 if alone else 2, rows if alone else place, rows)
         for column, (label, colour) in lines.items():
             _curve(axes, epochs, columns[column], colour, label)
         _scale(axes, epochs)
