@@ -134,7 +134,7 @@ def test_a_vanilla_card_claims_no_distillation():
     assert "plainly, without over-parameterisation or distillation" in text
     assert "teacher" not in text
     assert "Tung" not in text
-    assert results(text)[0] == ["", "Top-1 (%)", "Parameters", *results(text)[0][3:]]
+    assert results(text)[0] == ["", "Accuracy (%)", "Parameters", *results(text)[0][3:]]
     assert "MACs" not in text  # nobody counted them: no empty column
 
 
@@ -172,7 +172,7 @@ def test_the_snippet_names_few_classes_and_looks_up_many():
 
 def test_the_table_tells_what_was_measured():
     head, rule, *rows = results(render(FULL))
-    assert head[1:4] == ["Top-1 (%)", "Parameters", "MACs"]
+    assert head[1:4] == ["Accuracy (%)", "Parameters", "MACs"]
     assert rule[1:] == ["--:"] * 6
     assert rows == [
         ["Dense", "94.17", "11.18M", "37.22M", "0.8", "44.8MB", "3 min 20 s"],

@@ -105,9 +105,10 @@ def command(line: str) -> Markup:
     r"""Write a command line, its secrets and local paths taken out, over as many lines as it takes.
 
     Example:
-        >>> print(command("train.py --dataset digits --pruned runs/pruned --batch-size 32 --rate 0"))
-        train.py --dataset digits --pruned runs/pruned --batch-size 32 \
-            --rate 0
+        >>> line = "prune.py --dataset digits --weights runs/dense --batch-size 64 --ratio 0.7"
+        >>> print(command(line))
+        prune.py --dataset digits --weights runs/dense --batch-size 64 \
+            --ratio 0.7
     """
     lines = [""]
     # A flag and its values stay together.

@@ -19,10 +19,10 @@ def columns(data: CardData) -> dict[str, list[str]]:
 
     Example:
         >>> columns(CardData("a", "resnet18", "linop", results=(Result("linop", 93.1),)))
-        {'Top-1 (%)': ['93.10']}
+        {'Accuracy (%)': ['93.10']}
     """
     titles: dict[str, tuple[str, Callable[[Any], str]]] = {
-        "Top-1 (%)": ("accuracy", "{:.2f}".format),
+        "Accuracy (%)": ("accuracy", "{:.2f}".format),
         "Top-5 (%)": ("top5", "{:.2f}".format),
         "Parameters": ("parameters", markdown.count),
         "MACs": ("macs", markdown.count),
