@@ -53,7 +53,7 @@ def with_costs(
 def _file_bytes(model: nn.Module) -> int:
     """Size of the file that `save` would write of a model."""
     state = {name: tensor.cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    return len(safetensors.torch.save(state, {"format": "pt"}))
+    return len(safetensors.torch.save(state))
 
 
 def finish(outcome: Outcome) -> None:
