@@ -74,9 +74,11 @@ def test_two_steps_and_nothing_written(
 ) -> None:
     teacher, pruned = names
     output = tmp_path / "run"
+    output.mkdir()
+    (output / "mine.txt").write_text("kept")  # a folder in use is no obstacle
     flags = ["--pruned", pruned, "--teacher", teacher, "--img-size", "32", "--crop-pct", "1.0"]
     cli.train([*flags, "--dry-run", "--output", str(output)])
     told = capsys.readouterr().out
     assert "step 1: 128 images, loss" in told and "step 2: 128 images" in told
     assert "step 3" not in told and "nothing was written" in told
-    assert not output.exists()
+    assert [path.name for path in output.iterdir()] == ["mine.txt"]

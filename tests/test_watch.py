@@ -75,12 +75,23 @@ def test_trackio_works_offline(
 
 
 def test_eval_only_measures_what_a_run_measured(
-    names: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    names: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     run, again = tmp_path / "run", tmp_path / "again"
     cli.train(["--pruned", names[1], "--gamma", "0", *QUICK, "--epochs", "1", "--output", str(run)])
-    capsys.readouterr()
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"expanded: test \d+\.\d\d %, [\d,]+ parameters, [\d,]+ multiply-adds", printed
+    )
     flags = ["--pruned", str(run), *QUICK, "--eval-only", "test"]
+    before = sorted(tmp_path.rglob("*"))
+    cli.train(flags)  # which prints and leaves nothing
+    assert sorted(tmp_path.rglob("*")) == before and not Path("runs").exists()
+    assert "top-1" in capsys.readouterr().out
     cli.train([*flags, "--output", str(again)])
     told = capsys.readouterr().out
     one, other = (json.loads((f / "evaluation.json").read_text()) for f in (run, again))

@@ -22,7 +22,7 @@ from timm_linop.recipe import (
     RunConfig,
     ScheduleConfig,
 )
-from timm_linop.run import make_loaders
+from timm_linop.setup import make_loaders
 
 
 def dense_and_slim(folder: Path, architecture: str = "test_convnext") -> tuple[str, str]:

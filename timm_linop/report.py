@@ -92,6 +92,7 @@ def report_evaluation(evaluation: Evaluation, class_names: Sequence[str], output
         output: The run folder.
     """
     told = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
+    told["images"] = int(evaluation.confusion.sum())
     (output / "evaluation.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
     write_per_class(evaluation.confusion, class_names, output / "per_class.csv")
     matrix = evaluation.confusion.tolist()

@@ -3,51 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator
 from accelerate.utils import set_seed
-from timm.data import resolve_input_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from . import card, watch
 from .compare import START, References, compared_runs, start_of
-from .data import Augmentation, ImageData, load_data, make_loader, make_transforms
+from .data import Augmentation, ImageData
 from .dry_run import describe
 from .errors import TrainingError
 from .evaluation import evaluate
 from .expand import contract, is_expanded
 from .fit import Trainer
 from .flags import write_yaml
-from .hub import check_output
 from .models import arm_of, make_student, make_teacher, trained_model
 from .optim import check_training
 from .outcome import Outcome
-from .processes import start_accelerator
 from .pruning import prune as prune_model
-from .publish import Snapshots, check_push, push_result
-from .recipe import DataConfig, PruneRecipe, Recipe
+from .publish import Snapshots, push_result
+from .recipe import PruneRecipe, Recipe
 from .report import finish, report_evaluation, with_costs
 from .resume import stop_signals
+from .setup import Loaders, load_images, make_loaders, start
 
 # Contracting may change logits by rounding only, relative to their norm.
 _AGREEMENT = 1e-5
-
-
-@dataclass(frozen=True)
-class Loaders:
-    """Batches of the three splits, and how their images were made."""
-
-    train: DataLoader[Any]
-    validation: DataLoader[Any]
-    test: DataLoader[Any]
-    config: Mapping[str, Any]
 
 
 def train(recipe: Recipe) -> Path | None:
@@ -69,18 +57,18 @@ def train(recipe: Recipe) -> Path | None:
     if recipe.watch.eval_only:
         return _evaluate_only(recipe)
     check_training(recipe.optim, recipe.schedule)
-    resumed = recipe.checkpoint.resume is not None
-    output, accelerator = _start(recipe, resumed)
+    resumed, output = recipe.checkpoint.resume is not None, Path(recipe.run.output or "")
+    accelerator = start(recipe, writes=not (resumed or recipe.watch.dry_run))
     if resumed and (output / "slim").exists():
         accelerator.print(f"{output} is finished already")
         return output
-    data = _load(recipe.data)
+    data = load_images(recipe.data)
     student, slim_start = make_student(recipe, data)
     loaders = make_loaders(recipe, recipe.augment, data, student)
     distilled = recipe.distill.gamma or recipe.distill.kd_weight
     teacher = make_teacher(recipe, loaders.config) if distilled else None
-    start = start_of(slim_start, data, loaders.config) if slim_start is not None else {}
-    compared = compared_runs(recipe.watch.compare, start, arm_of(recipe), recipe)
+    began = start_of(slim_start, data, loaders.config) if slim_start is not None else {}
+    compared = compared_runs(recipe.watch.compare, began, arm_of(recipe), recipe)
     trainer = Trainer(student, teacher, loaders.train, loaders.validation, recipe, accelerator)
     trainer.after_epoch = Snapshots(recipe, arm_of(recipe), data, loaders.config, accelerator)
     if recipe.watch.dry_run:
@@ -89,7 +77,7 @@ def train(recipe: Recipe) -> Path | None:
     if accelerator.is_main_process and not resumed:
         output.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe, output / "recipe.yaml")
-        (output / START).write_text(json.dumps(start, indent=2), encoding="utf-8")
+        (output / START).write_text(json.dumps(began, indent=2), encoding="utf-8")
     beside = References(teacher, slim_start, compared)
     for row in _evaluated(beside.measured(), trainer.validation, accelerator, data):
         accelerator.print(f"{row.arm}: validation {row.accuracy:.2f} %")
@@ -115,6 +103,7 @@ def _finish(
     output, arm, failed = Path(recipe.run.output or ""), arm_of(recipe), None
     test = accelerator.prepare(loaders.test)
     slim, contraction = _contracted(trained, next(iter(test))[0], accelerator)
+    accelerator.print("measuring on the test split")
     results = _evaluated(beside.measured(), test, accelerator, data)
     results += [other.result for other in beside.compared]
     evaluation = evaluate(slim, test, accelerator)
@@ -122,6 +111,7 @@ def _finish(
     if accelerator.is_main_process:
         config, models = loaders.config, {**beside.timed(), arm: slim}
         results = with_costs([*results, own], models, config["input_size"])
+        _tell(results)
         report_evaluation(evaluation, data.class_names, output)
         differences = {other.result.arm: other.differences for other in beside.compared}
         outcome = Outcome(recipe, output, slim, arm, data, config, results, evaluation)
@@ -133,10 +123,10 @@ def _finish(
         raise failed
 
 
-def _evaluate_only(recipe: Recipe) -> Path:
-    """Measure a model on the split that --eval-only names."""
-    output, accelerator = _start(recipe)
-    data = _load(recipe.data)
+def _evaluate_only(recipe: Recipe) -> Path | None:
+    """Measure a model on the split that --eval-only names; leave it where --output says, if so."""
+    accelerator = start(recipe, writes=recipe.run.output is not None)
+    data = load_images(recipe.data)
     model, _ = make_student(recipe, data)
     loaders = make_loaders(recipe, recipe.augment, data, model)
     split = recipe.watch.eval_only or ""
@@ -146,7 +136,8 @@ def _evaluate_only(recipe: Recipe) -> Path:
         f"{split} of {data.name}: top-1 {evaluation.top1:.2f} %, top-5 {evaluation.top5:.2f} %, "
         f"loss {evaluation.loss:.4f}"
     )
-    if accelerator.is_main_process:
+    output = Path(recipe.run.output) if recipe.run.output is not None else None
+    if accelerator.is_main_process and output is not None:
         output.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe, output / "recipe.yaml")
         report_evaluation(evaluation, data.class_names, output)
@@ -180,8 +171,8 @@ def prune(recipe: PruneRecipe) -> Path:
         LinOPError: If anything in the recipe cannot work.
     """
     recipe = recipe.effective()
-    output, accelerator = _start(recipe)
-    data = _load(recipe.data)
+    accelerator, output = start(recipe, writes=True), Path(recipe.run.output or "")
+    data = load_images(recipe.data)
     dense = trained_model(recipe, data)
     loaders = make_loaders(recipe, Augmentation(no_aug=True), data, dense)
     test = accelerator.prepare(loaders.test)
@@ -190,6 +181,7 @@ def prune(recipe: PruneRecipe) -> Path:
     results = _evaluated(models, test, accelerator, data)
     if accelerator.is_main_process:
         results = with_costs(results, models, loaders.config["input_size"])
+        _tell(results)
         output.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe, output / "recipe.yaml")
         told = {"method": "magnitude", "ratio": recipe.prune.ratio}
@@ -200,59 +192,6 @@ def prune(recipe: PruneRecipe) -> Path:
     if failed is not None:
         raise failed
     return output
-
-
-def make_loaders(
-    recipe: Recipe | PruneRecipe, augment: Augmentation, data: ImageData, model: nn.Module
-) -> Loaders:
-    """Feed a model the images it expects.
-
-    Args:
-        recipe: Its model, data and run groups are read.
-        augment: How training images are varied.
-        data: The three splits.
-        model: Tells input size, mean and std.
-
-    Returns:
-        Training batches shuffled, the others in order.
-    """
-    given = {key: getattr(recipe.data, key) for key in ("mean", "std", "interpolation", "crop_pct")}
-    config = resolve_input_data_config(model, args={**given, "img_size": recipe.model.img_size})
-    train_transform, eval_transform = make_transforms(config, augment=augment)
-    options: dict[str, Any] = {"workers": recipe.data.workers, "seed": recipe.run.seed}
-    batch = recipe.data.batch_size
-    return Loaders(
-        make_loader(data.train, train_transform, batch, shuffle=True, **options),
-        make_loader(data.validation, eval_transform, batch, shuffle=False, **options),
-        make_loader(data.test, eval_transform, batch, shuffle=False, **options),
-        config,
-    )
-
-
-def _start(recipe: Recipe | PruneRecipe, resumed: bool = False) -> tuple[Path, Accelerator]:
-    """Everything that can fail at once: the folder, the token, the processes."""
-    output = Path(recipe.run.output or "")
-    if not resumed:
-        check_output(output)
-    loading = DataLoaderConfiguration(use_seedable_sampler=True)
-    trackers = watch.trackers(recipe.watch) if isinstance(recipe, Recipe) else []
-    accelerator = start_accelerator(
-        dataloader_config=loading, log_with=trackers or None, project_dir=str(output / "tracking")
-    )
-    if accelerator.is_main_process:
-        check_push(recipe)
-    set_seed(recipe.run.seed)
-    accelerator.wait_for_everyone()
-    return output, accelerator
-
-
-def _load(data: DataConfig) -> ImageData:
-    return load_data(
-        data.dataset,
-        image_column=data.image_column,
-        label_column=data.label_column,
-        streaming=data.streaming,
-    )
 
 
 def _evaluated(
@@ -269,6 +208,14 @@ def _evaluated(
             found = evaluate(model, test, accelerator)
             results.append(card.Result(arm, found.top1, top5=found.top5))
     return results
+
+
+def _tell(results: Sequence[card.Result]) -> None:
+    """Print what a run came to, one line an arm."""
+    for row in results:
+        reached = "" if row.accuracy is None else f"test {row.accuracy:.2f} %, "
+        costs = f"{row.parameters:,} parameters, {row.macs:,} multiply-adds an image"
+        print(f"{row.arm}: {reached}{costs}")
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ class Recipe:
         rate, gamma = self.expand.rate, self.distill.gamma
         rate = (3 if slim else 0) if rate is None and not evaluated else rate or 0
         gamma = (3000 if slim else 0) if gamma is None and not evaluated else gamma or 0
-        output = self.run.output or ("runs/evaluation" if evaluated else "runs/slim")
+        output = self.run.output or (None if evaluated else "runs/slim")
         filled = replace(
             self,
             expand=replace(self.expand, rate=rate),

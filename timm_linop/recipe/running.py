@@ -55,7 +55,7 @@ class RunConfig:
 
     Attributes:
         output: Folder for everything the run leaves; it must be new or empty. None is
-            runs/slim, runs/pruned (prune.py) or runs/evaluation (--eval-only).
+            runs/slim, runs/pruned (prune.py), or nowhere (--eval-only).
         seed: Seed of weights, factors, shuffling and augmentation.
         push_to_hub: Repo to push the slim model to, user/repo.
         hub_private: Create that repo private.
