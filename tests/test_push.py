@@ -230,6 +230,18 @@ def test_the_licence_is_the_teachers(alice: HfApi, tmp_path: Path) -> None:
     assert before.data.to_dict() | {"license": "cc-by-nc-4.0"} == after.data.to_dict()
 
 
+def test_a_teacher_that_cannot_be_read_is_no_reason_to_guess(
+    alice: HfApi, hub: HubServer, tmp_path: Path
+) -> None:
+    folder = with_teacher(alice, tmp_path, b"---\nlicense: mit\n---\n")
+    hub.fail("GET", f"/api/models/{TEACHER}$", status=503)
+    with pytest.raises(HubError, match="503"):
+        push(folder, REPO)
+    hub.fail("GET", f"/api/models/{TEACHER}$", status=404)
+    push(folder, REPO, license="apache-2.0")
+    assert ModelCard(text(alice)).data.license == "apache-2.0"
+
+
 def test_a_licence_of_its_own_brings_name_and_address(alice: HfApi, tmp_path: Path) -> None:
     teacher = b"---\nlicense: other\nlicense_name: owl\nlicense_link: https://owl.test\n---\n"
     push(with_teacher(alice, tmp_path, teacher), REPO)

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, ModelCard
 
 from timm_linop.card import free_text
 from timm_linop.errors import HubError
+from timm_linop.hub.client import status_of
 from timm_linop.markdown import code
 
 # A licence that is none of the Hub's own list has a name and an address beside.
@@ -96,8 +97,10 @@ def licence_in(data: Any) -> Licence:
 def _licence_of(api: HfApi, base: str) -> Licence:
     try:
         return licence_in(api.model_info(base.split("@")[0]).card_data)
-    except Exception:  # a teacher that nobody can read tells no licence
-        return {}
+    except Exception as error:
+        if status_of(error) in (401, 403, 404):  # a teacher that we may not read tells no licence
+            return {}
+        raise
 
 
 def finished(card: str, repo_id: str, licence: Licence, base: str | None = None) -> str:
