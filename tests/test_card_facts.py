@@ -20,13 +20,13 @@ def test_a_card_tells_what_else_was_measured():
             differences={"vanilla": {"lr": (0.02, None)}, "expanded": {}},
         )
     )
-    assert results(text)[0][1:3] == ["Accuracy (%)", "Top-5 (%)"]
+    assert results(text)[0][1:3] == ["Accuracy (%)", "Top\u20115 (%)"]
     assert "the logits of 32 images moved by 1.5e-07 of their norm, which is rounding." in text
     assert "- Recognised least on the validation images: a\\|b (30 of 36), 9 (39 of 40).\n" in text
     assert "Vanilla fine-tuning was run with `lr=0.02` where this model had `null`.\n" in text
     assert "Over-parameterisation without" not in text
     few = replace(FULL, dataset=replace(DIGITS, classes=("owl", "cat")), results=(LINOP,))
-    assert "Top-5" not in render(few)
+    assert "Top\u20115" not in render(few)
     exact = render(replace(FULL, contraction=Contraction(0.0, 32)))
     assert "the logits of 32 images did not move by a single bit." in exact
 

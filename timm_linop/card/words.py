@@ -10,6 +10,9 @@ from timm_linop import markdown
 from timm_linop.card.arms import label, methods_of
 from timm_linop.card.data import CardData, Result
 
+# With a hyphen that a narrow column does not break at.
+_TOP5 = "Top\u20115 (%)"
+
 
 def columns(data: CardData) -> dict[str, list[str]]:
     """Lay out the table of results: cells by title, without the columns that nobody filled.
@@ -23,7 +26,7 @@ def columns(data: CardData) -> dict[str, list[str]]:
     """
     titles: dict[str, tuple[str, Callable[[Any], str]]] = {
         "Accuracy (%)": ("accuracy", "{:.2f}".format),
-        "Top-5 (%)": ("top5", "{:.2f}".format),
+        _TOP5: ("top5", "{:.2f}".format),
         "Parameters": ("parameters", markdown.count),
         "MACs": ("macs", markdown.count),
         "ms per image": ("latency_ms", "{:.3g}".format),
@@ -31,7 +34,7 @@ def columns(data: CardData) -> dict[str, list[str]]:
         "Training": ("training_seconds", markdown.duration),
     }
     if data.dataset and 0 < len(data.dataset.classes) <= 5:
-        del titles["Top-5 (%)"]  # among so few classes the first five are all
+        del titles[_TOP5]  # among so few classes the first five are all
     cells = {
         title: [getattr(row, name) for row in data.results] for title, (name, _) in titles.items()
     }

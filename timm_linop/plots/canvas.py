@@ -58,7 +58,7 @@ def new_axes(
     figure: Figure,
     grid: Literal["x", "y", "both"],
     columns: int = 1,
-    place: int = 1,
+    place: int | tuple[int, int] = 1,
     rows: int = 1,
 ) -> Axes:
     """Add a pair of axes with no more ink than needed, and faint lines behind.
@@ -67,7 +67,7 @@ def new_axes(
         figure: Where to.
         grid: Along which axes there are lines.
         columns: How many pairs stand side by side in the figure.
-        place: Which of them this one is, from 1, row by row.
+        place: Which of them this one is, from 1, row by row; two numbers are its first and last.
         rows: How many rows of them there are.
 
     Returns:

@@ -79,8 +79,8 @@ def training_curves(metrics_csv: Path, out: Path) -> Path:
     rows, count = (len(panels) + 1) // 2, len(panels)
     figure = new_figure(3.9 * min(count, 2), 3.1 * rows)
     for place, (what, lines) in enumerate(panels.items(), start=1):
-        alone = place == count and count % 2 == 1
-        axes = new_axes(figure, "y", 1 if alone else 2, rows if alone else place, rows)
+        wide = (place, place + 1) if count > 2 and place == count and count % 2 else place
+        axes = new_axes(figure, "y", min(count, 2), wide, rows)
         for column, (label, colour) in lines.items():
             _curve(axes, epochs, columns[column], colour, label)
         _scale(axes, epochs)
