@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 .PHONY: demo test test-slow lint cards conformance clean
 
 demo: $(INSTALLED)
-	$(BIN)/timm-linop demo
+	$(BIN)/timm-linop demo $(if $(HUB),--hub)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --durations 20 -m "not slow"

@@ -119,21 +119,22 @@ def _flags_of_push(words: Sequence[str]) -> list[str]:
         name = flag.replace("-", "_").removeprefix("__")
         typed.append(f"--{name}{equals}{value}" if flag.startswith("--") else word)
         bare = not equals and after.lower() not in ("true", "false")
-        if flag.startswith("--") and bare and name in ("private", "create_pr", "dry_run"):
+        if flag.startswith("--") and bare and name in ("private", "create_pr", "dry_run", "hub"):
             typed.append("true")
     return typed
 
 
-def demo(output: str = "runs/demo", seed: int = 42) -> None:
+def demo(output: str = "runs/demo", seed: int = 42, hub: bool = False) -> None:
     """Run the whole journey on scikit-learn's digits, in a few minutes on two cores.
 
     Args:
         output: Folder to make a folder of this run in.
         seed: Seed of every step.
+        hub: Push the result to a Hub on this machine, and reload it from there (in a checkout).
     """
     from . import demo as journey
 
-    journey.demo(Path(output), seed)
+    journey.demo(Path(output), seed, hub)
 
 
 def audit(model: str, rate: float = 3, pruned: str | None = None) -> None:

@@ -6,19 +6,23 @@ by name in a new process -> table. Every number printed is measured in the run t
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import timm
 
 from . import card, run
 from .bench import latencies_ms, machine
 from .data import Augmentation
-from .errors import TrainingError
+from .errors import HubError, TrainingError
 from .plots import arms
 from .recipe import (
     DataConfig,
@@ -55,19 +59,22 @@ ARMS = {
 }
 
 
-def demo(output: Path, seed: int = 42) -> Path:
+def demo(output: Path, seed: int = 42, hub: bool = False) -> Path:
     """Run the whole journey.
 
     Args:
         output: Folder to make a folder of this run in.
         seed: Seed of every step.
+        hub: Push the result to a Hub on this machine, and reload it from there.
 
     Returns:
         The folder of this run: dense/, pruned/, vanilla/, linop/, table.md and arms.png.
 
     Raises:
         TrainingError: If the reloaded model is not the one that was saved.
+        HubError: If there is no such Hub, outside of a checkout.
     """
+    server = _local_hub() if hub else None
     folder = output / time.strftime("%Y-%m-%d_%H-%M-%S")
     recipe = Recipe(
         model=MODEL_CONFIG,
@@ -93,7 +100,10 @@ def demo(output: Path, seed: int = 42) -> Path:
     run.train(_arm(compared, folder, "linop", ExpandConfig(rate=3), teacher))
     print("5/5 reload the slim folder by name, in a new process", flush=True)
     rows = _rows(folder)
-    _check_reload(folder / "linop" / "slim", rows["linop"].accuracy or 0.0)
+    accuracy = rows["linop"].accuracy or 0.0
+    _check_reload(f"local-dir:{folder}/linop/slim", accuracy, dict(os.environ))
+    if server is not None:
+        _push_and_reload(server, folder / "linop", accuracy)
     _write_table(folder, rows, seed)
     return folder
 
@@ -132,25 +142,47 @@ def _rows(folder: Path) -> dict[str, card.Result]:
     return {name: replace(row, latency_ms=latencies[name]) for name, row in rows.items()}
 
 
-def _check_reload(slim: Path, accuracy: float) -> None:
-    """Load the slim folder in a process that knows nothing but its name, and test it again."""
-    done = subprocess.run(
-        [sys.executable, "-c", _RELOAD, str(slim)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise TrainingError(f"{slim} cannot be reloaded: {done.stderr.strip().splitlines()[-1]}")
-    again = float(done.stdout.split()[-1])
+def _local_hub() -> Any:
+    """The Hub of the tests, which a checkout has and an installed package has not."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module("tests.hub_server").HubServer
+    except ImportError as error:
+        raise HubError("--hub starts the tests' own Hub; run it from a checkout's root.") from error
+
+
+def _push_and_reload(server: Any, run_folder: Path, accuracy: float) -> None:
+    """Push a run as its owner, and load it as a stranger with another cache."""
+    with tempfile.TemporaryDirectory() as scratch, server(Path(scratch) / "hub") as hub:
+        owner = hub.env(Path(scratch) / "owner", hub.token("alice", write=True))
+        _run([*_TIMM_LINOP, "push", str(run_folder), "alice/linop-digits"], owner)
+        print("pushed alice/linop-digits to a Hub on this machine, as one commit")
+        stranger = hub.env(Path(scratch) / "stranger")
+        _check_reload("hf-hub:alice/linop-digits", accuracy, stranger)
+
+
+def _check_reload(name: str, accuracy: float, env: dict[str, str]) -> None:
+    """Load a slim model in a process that knows nothing but its name, and test it again."""
+    again = float(_run([sys.executable, "-c", _RELOAD, name], env).split()[-1])
     if abs(again - accuracy) > 1e-6:
-        raise TrainingError(f"{slim} gives {again} % after reloading, not {accuracy} %.")
-    print(f"reloaded {slim.name}: test accuracy {again:.2f} %, as before")
+        raise TrainingError(f"{name} gives {again} % after reloading, not {accuracy} %.")
+    print(f"reloaded {name}: test accuracy {again:.2f} %, as before")
 
 
+def _run(command: list[str], env: dict[str, str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    if done.returncode:
+        raise TrainingError(f"{' '.join(command[3:])}: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout
+
+
+_TIMM_LINOP = [sys.executable, "-c", "from timm_linop.cli import main; main()"]
 # What anyone would write; run as a program of its own.
 _RELOAD = """
 import sys, timm, torch, timm_linop
 from timm.data import create_transform, resolve_input_data_config
 from timm_linop.data import load_data, make_loader
-model = timm.create_model(f"local-dir:{sys.argv[1]}", pretrained=True).eval()
+model = timm.create_model(sys.argv[1], pretrained=True).eval()
 transform = create_transform(**resolve_input_data_config(model))
 batches = make_loader(load_data("digits").test, transform, 32, shuffle=False)
 with torch.no_grad():
