@@ -78,14 +78,22 @@ def prune(argv: Sequence[str]) -> None:
 def _say_where(output: Path) -> None:
     if is_first():
         slim = f"{output}/slim"
-        print(f"{slim} is written; timm.create_model('local-dir:{slim}', pretrained=True)")
+        load = f"timm.create_model('local-dir:{slim}', pretrained=True)"
+        print(f"{slim} is written; after `import timm_linop`, {load} loads it")
 
 
 @_command
 def main(argv: Sequence[str]) -> None:
     """Run ``timm-linop``."""
     auto_cli(
-        {"demo": demo, "audit": audit, "bench": bench, "plot": plot, "push": push},
+        {
+            "demo": demo,
+            "audit": audit,
+            "bench": bench,
+            "plot": plot,
+            "export": export,
+            "push": push,
+        },
         args=_as_jsonargparse(argv),
         prog="timm-linop",
     )
@@ -98,10 +106,8 @@ def _as_jsonargparse(argv: Sequence[str]) -> list[str]:
     and ``push --dry_run true``.
     """
     words, command = list(argv[1:]), list(argv[:1])
-    if command == ["push"]:
-        return command + _flags_of_push(words)
     if command != ["plot"]:
-        return list(argv)
+        return command + _flags_of_timm(words)
     runs, flags = [], command
     while words:
         if not words[0].startswith("-"):
@@ -112,7 +118,7 @@ def _as_jsonargparse(argv: Sequence[str]) -> list[str]:
     return [*flags, json.dumps(runs)] if runs else flags
 
 
-def _flags_of_push(words: Sequence[str]) -> list[str]:
+def _flags_of_timm(words: Sequence[str]) -> list[str]:
     typed: list[str] = []
     for word, after in zip(words, [*words[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
@@ -185,6 +191,19 @@ def plot(runs: list[str], output: str | None = None) -> None:
 
     for figure in draw([Path(run) for run in runs], Path(output) if output else None):
         print(figure)
+
+
+def export(folder: str, formats: tuple[str, ...] = ("onnx", "pt2")) -> None:
+    """Write a slim folder's model for other runtimes, held against the model itself.
+
+    Args:
+        folder: Run folder or slim folder.
+        formats: onnx (model.onnx), pt2 (model.pt2, torch.export), or both.
+    """
+    from .export import export as export_model
+
+    for path in export_model(folder, formats):
+        print(f"{path} is written")
 
 
 def push(
