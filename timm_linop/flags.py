@@ -133,8 +133,8 @@ def flat(recipe: Recipe | PruneRecipe) -> dict[str, Any]:
     """List all settings of a recipe by flag, as plain values.
 
     Example:
-        >>> flat(Recipe())["decay_milestones"]
-        [60, 100, 120]
+        >>> flat(Recipe())["pairs"]
+        ['blocks']
     """
     settings = {key: value for group in asdict(recipe).values() for key, value in group.items()}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
