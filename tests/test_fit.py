@@ -121,6 +121,7 @@ def test_checkpointed_activations_change_rounding_only(recipe: Recipe) -> None:
     assert some_steps(trainer_of(both), 2).isfinite().all()
 
 
+@pytest.mark.slow
 def test_compiled_training_is_the_same_training(recipe: Recipe) -> None:
     losses, state = state_after(recipe, 3)
     compiled = replace(recipe, compute=ComputeConfig(torchcompile="eager"))

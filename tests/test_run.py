@@ -251,6 +251,7 @@ def test_divergence_is_told(
     assert (tmp_path / "run" / "recipe.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_accelerate_launches_both_scripts(dense: Path, tmp_path: Path) -> None:
     """The commands of the README, as a user types them."""
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
