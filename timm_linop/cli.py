@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(argv: Sequence[str] | None = None) -> None:
+        told, warnings.formatwarning = warnings.formatwarning, _as_one_line
         try:
             function(sys.argv[1:] if argv is None else argv)
         except Interrupted as error:  # they all agreed to
@@ -40,8 +42,14 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         except RuntimeError:  # also torch's, where another process is gone
             let_others_speak()
             raise
+        finally:
+            warnings.formatwarning = told
 
     return command
+
+
+def _as_one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:
+    return f"{category.__name__}: {message}\n"
 
 
 def _print(error: LinOPError) -> None:
@@ -107,7 +115,7 @@ def _as_jsonargparse(argv: Sequence[str]) -> list[str]:
     """
     words, command = list(argv[1:]), list(argv[:1])
     if command != ["plot"]:
-        return command + _flags_of_timm(words)
+        return command + (_flags_of_timm(words) if words else [])
     runs, flags = [], command
     while words:
         if not words[0].startswith("-"):
@@ -193,16 +201,17 @@ def plot(runs: list[str], output: str | None = None) -> None:
         print(figure)
 
 
-def export(folder: str, formats: tuple[str, ...] = ("onnx", "pt2")) -> None:
+def export(folder: str, formats: str = "onnx,pt2") -> None:
     """Write a slim folder's model for other runtimes, held against the model itself.
 
     Args:
         folder: Run folder or slim folder.
-        formats: onnx (model.onnx), pt2 (model.pt2, torch.export), or both.
+        formats: onnx (model.onnx), pt2 (model.pt2, torch.export), or both; those there are
+            written anew.
     """
     from .export import export as export_model
 
-    for path in export_model(folder, formats):
+    for path in export_model(folder, formats.split(",")):
         print(f"{path} is written")
 
 

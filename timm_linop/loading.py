@@ -11,6 +11,7 @@ import timm
 import torch
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
+from torchvision.transforms import Compose
 
 from .architecture import PREFIX
 from .checkpoint import CONFIG, read_config, slim_folder
@@ -79,11 +80,23 @@ def load(
             "timm.create_model, or check the name."
         )
     model = timm.create_model(f"{_LOCAL}{folder}", pretrained=True, **create_kwargs).eval()
-    transform = create_transform(**resolve_model_data_config(model))
+    data_config = resolve_model_data_config(model)
+    channels = _AsChannels(data_config["input_size"][0])
+    transform = Compose([channels, create_transform(**data_config)])
     names = _class_names(config["pretrained_cfg"].get("label_names"), folder / CONFIG)
     if names is not None and len(names) != getattr(model, "num_classes", len(names)):
         names = None  # of other classes than the model was asked for
     return Loaded(model.to(device) if device is not None else model, transform, names)
+
+
+class _AsChannels:
+    """Give a PIL image the channels that the model reads."""
+
+    def __init__(self, channels: int) -> None:
+        self.mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+
+    def __call__(self, image: Any) -> Any:
+        return image if self.mode in (None, image.mode) else image.convert(self.mode)
 
 
 def _folder_of(name: str, revision: str | None, token: str | None) -> Path:

@@ -79,7 +79,8 @@ def push_result(recipe: Recipe | PruneRecipe, output: Path) -> HubError | None:
     if not run.push_to_hub:
         return None
     try:
-        push(output, run.push_to_hub, private=run.hub_private, license=run.hub_license)
+        done = push(output, run.push_to_hub, private=run.hub_private, license=run.hub_license)
+        print(f"pushed to {run.push_to_hub}: {getattr(done, 'commit_url', '')}")
     except LinOPError as error:
         command = ["timm-linop", "push", str(output), run.push_to_hub]
         command += ["--private"] if run.hub_private else []
@@ -149,6 +150,9 @@ class Snapshots:
             repo=repo,
             teacher_id=teacher_id(self.recipe),
             dataset=Dataset(self.data.name, tuple(self.data.class_names)),
+            input_size=tuple(self.config["input_size"]),
+            mean=tuple(self.config["mean"]),
+            std=tuple(self.config["std"]),
         )
         config, names = dict(self.config), self.data.class_names
         save(slim, folder, class_names=names, data_config=config, card=card)

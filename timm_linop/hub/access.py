@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
+from timm_linop.errors import HubError
 from timm_linop.hub.client import check_repo_id, explained
 from timm_linop.hub.readme import find_licence, licence_in
 
@@ -19,7 +20,8 @@ def check_write_access(repo_id: str, *, private: bool = False, token: str | None
         token: A write token; None takes the one that is logged in.
 
     Raises:
-        HubError: If the id is none, there is no token, no write access, or no Hub.
+        HubError: If the id is none, there is no token, no write access, or no Hub, or the repo is
+            public against the user's wish.
 
     Example:
         >>> check_write_access("no-owner")
@@ -33,6 +35,11 @@ def check_write_access(repo_id: str, *, private: bool = False, token: str | None
         api.whoami()
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.auth_check(repo_id, write=True)
+        if private and not api.model_info(repo_id).private:
+            raise HubError(
+                f"{repo_id} is public already, and a private repo was asked for; make it private "
+                "on its page, name another one, or leave --hub-private out."
+            )
 
 
 def check_metadata(

@@ -32,6 +32,11 @@ class Target:
     tag: str | None
     message: str
 
+    @property
+    def name(self) -> str:
+        """As timm's ``hf-hub:`` takes it."""
+        return self.repo_id if self.revision == MAIN else f"{self.repo_id}@{self.revision}"
+
     def head(self) -> Any:
         """Read what lies there now, with the hash of each file."""
         return self.api.model_info(self.repo_id, revision=self.revision, files_metadata=True)

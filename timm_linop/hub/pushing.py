@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ class Shipment:
             state = "" if name in self.changed else "  (there already)"
             told.append(f"{size:>14,}  {name}{state}")
         told += [f"{'removed':>14}  {name}" for name in self.removed]
-        return "\n".join([*told, *([self.note] if self.note else []), "", self.card])
+        told += ["Access, visibility and tag were not tried.", *([self.note] if self.note else [])]
+        return "\n".join([*told, "", self.card])
 
 
 def push(
@@ -99,6 +101,11 @@ def push(
         timm_linop.errors.CheckpointError: /nowhere holds no slim model (config.json ...
     """
     check_repo_id(repo_id)
+    if tag is not None and not re.fullmatch(r"[\w.][\w.-]*", tag):
+        raise HubError(
+            f"tag={tag!r} is no name of a tag; use letters, digits, '.', '-' and '_'. Nothing was "
+            "pushed."
+        )
     if create_pr and (tag or revision not in (None, MAIN)):
         raise HubError(
             "a pull request goes to the default branch and has no tag before it is merged; leave "
@@ -124,11 +131,12 @@ def _checked_card(target: Target, files: Mapping[str, Path], license: str | None
     text = files[CARD].read_text(encoding="utf-8")
     data = parsed(text, str(files[CARD])).data
     own = licence_in(data)
-    if not own and not license and (head := _head(target)):
-        own = licence_in(head.card_data)  # the owner may have said it there
+    if not own and not license:  # the owner may have said it there, or where a new branch begins
+        heads = (_head(target), _head(replace(target, revision=MAIN)))
+        own = next((licence_in(head.card_data) for head in heads if head), {})
     base = getattr(data, "base_model", None)
     licence, source = find_licence(target.api, base, license, own)
-    card = finished(text, target.repo_id, licence, source)
+    card = finished(text, target.name, licence, source)
     parsed(card, str(files[CARD])).validate()
     return card
 
@@ -153,7 +161,7 @@ def _rehearsed(target: Target, files: Mapping[str, Path], license: str | None) -
         if not is_out_of_reach(error):
             raise
         text = files[CARD].read_text(encoding="utf-8")
-        card = finished(text, target.repo_id, {"license": license} if license else {})
+        card = finished(text, target.name, {"license": license} if license else {})
         note = "The Hub is out of reach: what lies there already is not known."
     change = Draft(files, card).onto(target, head)
     return Shipment(

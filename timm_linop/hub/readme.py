@@ -76,7 +76,7 @@ def find_licence(
         return of_base, str(base)
     if not asked and not own.get("license"):
         warnings.warn(
-            "the model's licence is not known, so its card names none and others may not use it: "
+            "the model's licence is not known, so its card names none and asks readers to ask you: "
             "say it with --license (license= in Python; hub_license in a recipe).",
             stacklevel=3,
         )
@@ -103,12 +103,12 @@ def _licence_of(api: HfApi, base: str) -> Licence:
         raise
 
 
-def finished(card: str, repo_id: str, licence: Licence, base: str | None = None) -> str:
+def finished(card: str, name: str, licence: Licence, base: str | None = None) -> str:
     r"""Write into a card where it will lie, and its licence; all else stays byte for byte.
 
     Args:
         card: The card in the slim folder.
-        repo_id: Where it is pushed to.
+        name: Where it is pushed to, ``user/repo`` or ``user/repo@branch``.
         licence: As `find_licence` gives it.
         base: The teacher's Hub id, where the licence comes from its card.
 
@@ -125,7 +125,7 @@ def finished(card: str, repo_id: str, licence: Licence, base: str | None = None)
         `mit`. The licence of the data it learnt from may ask for more.
         <BLANKLINE>
     """
-    card = _placed(card, repo_id)
+    card = _placed(card, name)
     whole = parsed(card, "README.md")
     if not licence or licence_in(whole.data) == licence:
         return card
@@ -138,7 +138,7 @@ def finished(card: str, repo_id: str, licence: Licence, base: str | None = None)
     return str(whole)
 
 
-def _placed(card: str, repo_id: str) -> str:
+def _placed(card: str, name: str) -> str:
     """Let the snippets load the model from where it will lie.
 
     The first model that a snippet names is this one; others, as its teacher, are left as they are.
@@ -148,7 +148,7 @@ def _placed(card: str, repo_id: str) -> str:
     if own is None:
         return card
     for snippet in snippets:
-        moved = snippet.replace(own[0], f"{own[1]}hf-hub:{repo_id}{own[1]}")
+        moved = snippet.replace(own[0], f"{own[1]}hf-hub:{name}{own[1]}")
         card = card.replace(snippet, moved)
     return card
 
@@ -187,13 +187,16 @@ def with_free_text(card: str, there: str) -> str:
 
 
 def with_exports(card: str, names: list[str]) -> str:
-    r"""Note in a card, unseen, which exports lie beside it, so that a later push knows its own.
+    r"""Tell in a card which exports lie beside it, marked so that a later push knows its own.
 
     Example:
         >>> exports_in(with_exports("# Card\n", ["model.onnx"]))
         {'model.onnx'}
     """
-    return f"{card.rstrip()}\n\n<!-- exports: {' '.join(names)} -->\n" if names else card
+    if not names:
+        return card
+    told = f"For other runtimes, the same model: {', '.join(map(code, names))}."
+    return f"{card.rstrip()}\n\n{told}\n<!-- exports: {' '.join(names)} -->\n"
 
 
 def exports_in(card: str) -> set[str]:
