@@ -92,6 +92,14 @@ def test_a_folder_gives_model_transform_and_names(folder: Path, tmp_path: Path) 
         assert image.shape == timm.data.resolve_model_data_config(model)["input_size"]
 
 
+def test_any_image_gets_the_channels_of_the_model(tmp_path: Path) -> None:
+    grey = timm.create_model("test_resnet", in_chans=1, num_classes=2)
+    model, transform, _ = timm_linop.load(timm_linop.save(grey, tmp_path / "grey"))
+    for mode in ("RGB", "L", "P", "RGBA"):
+        image = transform(Image.new(mode, (300, 200)))
+        assert model(image[None]).shape == (1, 2)
+
+
 def test_a_repo_at_a_revision() -> None:
     x = images(NAME)
     for name, revision in {

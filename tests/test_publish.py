@@ -123,6 +123,7 @@ def test_pushing_on_the_way_changes_nothing_of_the_run(
     assert all(torch.allclose(last[name], ends[1][name], atol=1e-6) for name in last)
     card = Path(api.hf_hub_download(REPO, "README.md", revision=BRANCH)).read_text()
     assert "unfinished: epoch 3" in card and "license: mit" in card
+    assert f"hf-hub:{REPO}@{BRANCH}" in card and 'convert("L")' in card  # images as the run's
 
 
 @pytest.mark.slow

@@ -143,6 +143,27 @@ def test_a_branch_is_made_and_the_default_one_left_alone(alice: HfApi, folder: P
     with pytest.raises(HubError, match="'v1' is a tag"):
         push(folder, REPO, revision="v1")
     assert {branch.name for branch in alice.list_repo_refs(REPO).branches} == {"main", "try/1"}
+    card = text(alice, revision="try/1")
+    assert f"hf-hub:{REPO}@try/1" in card and f"hf-hub:{REPO}'" not in card
+
+
+def test_a_new_branch_keeps_the_licence_of_the_default_one(alice: HfApi, folder: Path) -> None:
+    push(folder, REPO, license="mit")
+    push(folder, REPO, revision="next")
+    assert ModelCard(text(alice, revision="next")).data.license == "mit"
+
+
+def test_a_name_that_is_no_tag_is_told_before_the_commit(alice: HfApi, folder: Path) -> None:
+    with pytest.raises(HubError, match="tag='bad tag' is no name of a tag"):
+        push(folder, REPO, tag="bad tag")
+    assert not alice.repo_exists(REPO)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["push"], ["push", "--help"]])
+def test_help_is_no_traceback(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert "usage: timm-linop" in "".join(capsys.readouterr())
 
 
 def test_a_tag_names_the_commit_and_is_never_moved(
@@ -271,6 +292,8 @@ def test_a_public_repo_is_not_taken_for_a_private_one(alice: HfApi, folder: Path
     alice.create_repo(REPO)
     with pytest.raises(HubError, match="public already"):
         push(folder, REPO, private=True)
+    with pytest.raises(HubError, match="public already"):
+        check_write_access(REPO, private=True)  # before training
     assert len(commits(alice)) == 1
     push(folder, "alice/other", private=True)
     push(folder, "alice/other", private=True)
