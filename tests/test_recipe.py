@@ -18,7 +18,13 @@ from timm_linop.errors import RecipeError
 from timm_linop.flags import continued, parse, to_yaml, write_yaml
 from timm_linop.models import arm_of
 from timm_linop.optim import make_scheduler
-from timm_linop.recipe import ModelConfig, OptimConfig, Recipe, ScheduleConfig
+from timm_linop.recipe import (
+    DistillConfig,
+    ModelConfig,
+    OptimConfig,
+    Recipe,
+    ScheduleConfig,
+)
 from timm_linop.recipe.named import NamedConfig, read_recipe, recipe_names
 from timm_linop.recipe.schedule import scaled, stretched
 
@@ -312,3 +318,11 @@ def test_the_page_on_training_names_every_flag() -> None:
         for field in fields(kind):
             assert re.search(rf"[` ]{field.name.replace('_', '-')}[`* ]", page), field.name
     assert all(f"| `{name}` |" in page for name in recipe_names())
+
+
+def test_a_teacher_is_the_base_model_if_it_is_asked_and_on_the_hub() -> None:
+    name = "hf-hub:me/dense@v1"
+    assert DistillConfig(name, gamma=1).teacher_id == "me/dense"
+    assert DistillConfig(name, gamma=0, kd_weight=0.5).teacher_id == "me/dense"
+    assert DistillConfig(name, gamma=0).teacher_id is None
+    assert DistillConfig("local-dir:runs/dense", gamma=1).teacher_id is None

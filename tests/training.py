@@ -57,8 +57,7 @@ def trainer_of(recipe: Recipe, **options: Any) -> Trainer:
     data = load_data("digits")
     student, _ = make_student(sized, data)
     loaders = make_loaders(sized, sized.augment, data, student)
-    distilled = sized.distill.gamma or sized.distill.kd_weight
-    teacher = make_teacher(sized, loaders.config) if distilled else None
+    teacher = make_teacher(sized, loaders.config) if sized.distill.asked else None
     Path(recipe.run.output or "").mkdir(parents=True, exist_ok=True)
     return Trainer(student, teacher, loaders.train, loaders.validation, sized, accelerator)
 

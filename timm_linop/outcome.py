@@ -21,7 +21,7 @@ from . import bench, card
 from .architecture import base_of, dense_model, model_args_of
 from .data import ImageData
 from .evaluation import Evaluation
-from .recipe import PruneRecipe, Recipe
+from .recipe import DistillConfig, PruneRecipe, Recipe
 from .structure import Structure
 
 # Images per forward pass where latencies are measured.
@@ -73,7 +73,8 @@ def card_data(
     """
     recipe, data, config = outcome.recipe, outcome.data, outcome.config
     chosen, defaults = _settings(recipe)
-    teacher, repo = _teacher(recipe), recipe.run.push_to_hub
+    distill = recipe.distill if isinstance(recipe, Recipe) else DistillConfig()
+    teacher, repo = distill.asked, recipe.run.push_to_hub
     measured = outcome.evaluation
     return card.CardData(
         name=repo.split("/")[-1] if repo else outcome.output.name,
@@ -81,7 +82,7 @@ def card_data(
         arm=outcome.arm,
         repo=repo,
         teacher=teacher and teacher.removeprefix("local-dir:").removeprefix("hf-hub:"),
-        teacher_id=_hub_id(teacher),
+        teacher_id=distill.teacher_id,
         dataset=card.Dataset(
             data.name,
             data.class_names,
@@ -104,19 +105,6 @@ def card_data(
         seed=recipe.run.seed,
         command=_command(),
     )
-
-
-def _teacher(recipe: Recipe | PruneRecipe) -> str | None:
-    if isinstance(recipe, PruneRecipe):
-        return None
-    return recipe.distill.teacher if recipe.distill.gamma or recipe.distill.kd_weight else None
-
-
-def _hub_id(teacher: str | None) -> str | None:
-    """The id of a teacher on the Hub."""
-    if teacher is None or not teacher.startswith("hf-hub:"):
-        return None
-    return teacher.removeprefix("hf-hub:").split("@")[0]
 
 
 def _command() -> str:

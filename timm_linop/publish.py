@@ -45,20 +45,8 @@ def check_push(recipe: Recipe | PruneRecipe) -> None:
     tried = isinstance(recipe, Recipe) and (recipe.watch.dry_run or recipe.watch.eval_only)
     if run.push_to_hub and not tried:
         check_write_access(run.push_to_hub, private=run.hub_private)
-        check_metadata(run.push_to_hub, base_model=teacher_id(recipe), license=run.hub_license)
-
-
-def teacher_id(recipe: Recipe | PruneRecipe) -> str | None:
-    """Tell the Hub id of the dense teacher, which becomes the card's base model.
-
-    Example:
-        >>> from timm_linop.recipe import DistillConfig
-        >>> teacher_id(Recipe(distill=DistillConfig(teacher="hf-hub:me/dense@v1", gamma=1)))
-        'me/dense'
-    """
-    name = recipe.distill.teacher if isinstance(recipe, Recipe) and recipe.distill.gamma else None
-    hub = name is not None and name.startswith("hf-hub:")
-    return name.removeprefix("hf-hub:").split("@")[0] if name and hub else None
+        base = recipe.distill.teacher_id if isinstance(recipe, Recipe) else None
+        check_metadata(run.push_to_hub, base_model=base, license=run.hub_license)
 
 
 def push_result(recipe: Recipe | PruneRecipe, output: Path) -> HubError | None:
@@ -148,7 +136,7 @@ class Snapshots:
             base_of(slim),
             self.arm,
             repo=repo,
-            teacher_id=teacher_id(self.recipe),
+            teacher_id=self.recipe.distill.teacher_id,
             dataset=Dataset(self.data.name, tuple(self.data.class_names)),
             input_size=tuple(self.config["input_size"]),
             mean=tuple(self.config["mean"]),

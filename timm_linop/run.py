@@ -65,8 +65,7 @@ def train(recipe: Recipe) -> Path | None:
     data = load_images(recipe.data)
     student, slim_start = make_student(recipe, data)
     loaders = make_loaders(recipe, recipe.augment, data, student)
-    distilled = recipe.distill.gamma or recipe.distill.kd_weight
-    teacher = make_teacher(recipe, loaders.config) if distilled else None
+    teacher = make_teacher(recipe, loaders.config) if recipe.distill.asked else None
     began = start_of(slim_start, data, loaders.config) if slim_start is not None else {}
     compared = compared_runs(recipe.watch.compare, began, arm_of(recipe), recipe)
     trainer = Trainer(student, teacher, loaders.train, loaders.validation, recipe, accelerator)

@@ -79,3 +79,14 @@ class DistillConfig:
     kd_weight: float = 0.0
     kd_temperature: float = 4.0
     teacher_img_size: int | None = None
+
+    @property
+    def asked(self) -> str | None:
+        """The teacher, where it is asked anything."""
+        return self.teacher if self.gamma or self.kd_weight else None
+
+    @property
+    def teacher_id(self) -> str | None:
+        """The Hub id of the teacher that is asked, which becomes the card's base model."""
+        hub, name = "hf-hub:", self.asked or ""
+        return name.removeprefix(hub).split("@")[0] if name.startswith(hub) else None
