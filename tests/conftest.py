@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+from tests.hub_server import HubServer
 
 # Annotated shapes are checked where tensors carry the meaning. In place before timm_linop is
 # imported; an int passes for a float, as for any type checker. (The pytest option of jaxtyping
@@ -30,3 +34,20 @@ os.environ["OMP_NUM_THREADS"] = "1"
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    """The tests' own Hub."""
+    with HubServer(tmp_path / "hub") as server:
+        yield server
+
+
+@pytest.fixture
+def token(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Logged in as alice, who may write, with the client of this process pointed at that Hub."""
+    from tests.hub_client import use_hub  # which imports timm_linop, after the hook above
+
+    token = hub.token("alice", write=True)
+    use_hub(hub, token, monkeypatch, tmp_path / "home")
+    return token

@@ -6,7 +6,6 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,12 +37,6 @@ def folder(model: torch.nn.Module, tmp_path: Path) -> Path:
     figure = tmp_path / "widths.png"
     figure.write_bytes(b"\x89PNG")
     return save(model, tmp_path / "slim", class_names=["a", "b", "c"], figures=[figure])
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "hub") as server:
-        yield server
 
 
 def python(hub: HubServer, home: Path, token: str | None, code: str) -> subprocess.CompletedProcess:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 
 import timm_linop
-from tests.hub_client import REPO, use_hub
+from tests.hub_client import REPO
 from tests.hub_server import HubServer
 from timm_linop import cli
 from timm_linop.errors import RecipeError
@@ -33,19 +32,6 @@ FLAGS = [
     "0.2",
 ]
 HUB = ["--push-to-hub", REPO, "--hub-license", "mit"]
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "hub") as server:
-        yield server
-
-
-@pytest.fixture
-def token(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    token = hub.token("alice", write=True)
-    use_hub(hub, token, monkeypatch, tmp_path / "home")
-    return token
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -24,16 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:the model's licence is not known
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "hub") as server:
-        yield server
-
-
-@pytest.fixture
-def alice(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HfApi:
+def alice(token: str) -> HfApi:
     """Logged in as alice."""
-    token = hub.token("alice", write=True)
-    use_hub(hub, token, monkeypatch, tmp_path / "home")
     return HfApi()
 
 

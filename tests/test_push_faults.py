@@ -8,7 +8,6 @@ import pickle
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,19 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:the model's licence is not known
 AGAIN = [429, 500, 503]  # what the client waits out by itself, except at the commit
 MANY = 99
 LFS, BATCH, PREUPLOAD, COMMIT = "^/storage/", "/info/lfs/objects/batch$", "/preupload/", "/commit/"
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "hub") as server:
-        yield server
-
-
-@pytest.fixture
-def token(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    token = hub.token("alice", write=True)
-    use_hub(hub, token, monkeypatch, tmp_path / "home")
-    return token
 
 
 @pytest.fixture
