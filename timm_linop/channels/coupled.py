@@ -47,7 +47,9 @@ class ChannelGroup:
             axis: frozenset(wanted[units].nonzero().flatten().tolist())
             for axis, units in self.units.items()
         }
-        return Cut(self.layer, {axis: positions for axis, positions in removed.items() if positions})
+        return Cut(
+            self.layer, {axis: positions for axis, positions in removed.items() if positions}
+        )
 
     def filters(self, model: nn.Module) -> dict[str, Tensor]:
         """Weights of the convolutions and linear layers whose outputs the channels are.
