@@ -145,19 +145,18 @@ def prune_and_save(name: str, scratch: Path) -> dict[str, Any]:
 
     import timm_linop
     from timm_linop.channels.masked import with_lively_numbers
-    from timm_linop.pruning import last_report
+    from timm_linop.pruning import pruned
 
     # As timm draws them, some classifiers are zero, and every model would reload with equal logits.
     model = timm.create_model(name, num_classes=CLASSES).eval().double()
     model = with_lively_numbers(model).float()
     image = _image(model)
     _calibrate(model, image)
-    slim = timm_linop.prune(model, image, ratio=RATIO)
+    slim, report = pruned(model, image, ratio=RATIO)
     timm_linop.save(slim, scratch / "slim")
     torch.save((image, _logits(slim, image)), scratch / "logits.pth")
-    report = last_report(slim)
     return {
-        "groups": report.groups,
+        "groups": len(report.groups) + len(report.left_whole),
         "groups_left_whole": len(report.left_whole),
         "layers_not_followed": len(report.not_followed),
         "mask_error": f"{report.mask_error:.1e}",

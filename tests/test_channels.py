@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import pytest
@@ -20,21 +19,24 @@ from timm_linop.channels.assist import (
     parameters_without_channels,
     without_channels,
 )
+from timm_linop.channels.coupled import ChannelGroup
 from timm_linop.channels.cut import Cut, cut_tensors, kept_by
 from timm_linop.channels.graph import ChannelGraph, Clock
-from timm_linop.channels.groups import describe, least, propose
+from timm_linop.channels.groups import describe, find_groups, least, stay
 from timm_linop.channels.masked import MaskCheck, masked, with_lively_numbers
 from timm_linop.channels.units import passing
 from timm_linop.rebuild import resize
 from timm_linop.structure import Structure
 
-half = partial(least, ratio=0.5, round_to=None)
-
 
 def proposed(model: nn.Module, example: Tensor) -> list[Cut]:
     importance = tp.importance.GroupMagnitudeImportance(p=2)
     spoilt = copy.deepcopy(model).double().eval()
-    return propose(spoilt, example.double(), importance, half).cuts
+    found = find_groups(spoilt, example.double(), importance)
+    return [
+        group.cut(least(found.scores[group.layer], group.size - stay(group, 0.5, None)))
+        for group in found.groups
+    ]
 
 
 def checked(model: nn.Module, example: Tensor) -> MaskCheck:
@@ -128,11 +130,21 @@ def test_what_stays_is_copied_out() -> None:
      (4, 0.99, None, 4), (1, 0.01, None, 23)],
 )  # fmt: skip
 def test_how_many_stay(parts: int, ratio: float, round_to: int | None, kept: int) -> None:
-    gone = least(torch.rand(24), parts, ratio, round_to)
-    assert 24 - len(gone) == kept
-    each = [sum(24 // parts * i <= position < 24 // parts * (i + 1) for position in gone)
-            for i in range(parts)]  # fmt: skip
-    assert len(set(each)) == 1
+    group = ChannelGroup("qkv", 24 // parts, {}, parts)
+    assert stay(group, ratio, round_to) * parts == kept
+
+
+def test_a_unit_takes_one_channel_of_each_part() -> None:
+    """Each position's unit is read off by its binary digits: here by hand."""
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1, groups=2), nn.Conv2d(6, 2, 1))
+    importance = tp.importance.GroupMagnitudeImportance(p=2)
+    found = find_groups(copy.deepcopy(model).double(), torch.randn(1, 3, 4, 4).double(), importance)
+    first = next(group for group in found.groups if group.layer == "0")
+    assert (first.size, first.parts) == (3, 2)
+    assert first.units["0.weight", 0].tolist() == [0, 1, 2, 0, 1, 2]
+    assert first.units["1.weight", 1].tolist() == [0, 1, 2]
+    assert first.cut([1]).removed["0.bias", 0] == {1, 4}
+    assert found.scores["0"].shape == (3,)
 
 
 # --- the check ----------------------------------------------------------------------------------

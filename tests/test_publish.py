@@ -50,7 +50,7 @@ def test_pushing_on_the_way_needs_a_repo() -> None:
     flags = ["--model", "test_resnet", "--push-every", "2"]
     with pytest.raises(RecipeError, match="--push-to-hub"):
         parse(Recipe, flags, "train.py").effective()
-    assert parse(Recipe, [*flags, *HUB], "train.py").effective().checkpoint.push_every == 2
+    assert parse(Recipe, [*flags, *HUB], "train.py").effective().snapshots.push_every == 2
 
 
 def test_a_repo_that_is_none_is_told_before_training(

@@ -67,7 +67,7 @@ def train(argv: Sequence[str]) -> None:
     from .recipe import Recipe
 
     recipe = parse(Recipe, argv, "train.py")
-    output = run.train(continued(recipe) if recipe.checkpoint.resume else recipe)
+    output = run.train(continued(recipe, "train.py") if recipe.checkpoint.resume else recipe)
     if output is not None and (output / "slim").exists():
         _say_where(output)
 
@@ -75,12 +75,13 @@ def train(argv: Sequence[str]) -> None:
 @_command
 def prune(argv: Sequence[str]) -> None:
     """Run ``prune.py``."""
-    from . import run
-    from .flags import parse
+    from . import prune_run
+    from .flags import continued, parse
     from .recipe import PruneRecipe
 
-    output = run.prune(parse(PruneRecipe, argv, "prune.py"))
-    _say_where(output)
+    recipe = parse(PruneRecipe, argv, "prune.py")
+    resumed = recipe.checkpoint.resume is not None
+    _say_where(prune_run.prune(continued(recipe, "prune.py") if resumed else recipe))
 
 
 def _say_where(output: Path) -> None:

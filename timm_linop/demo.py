@@ -19,13 +19,14 @@ from typing import Any
 
 import timm
 
-from . import card, run
+from . import card, prune_run, run
 from .bench import latencies_ms, machine
 from .data import Augmentation
 from .errors import HubError, TrainingError
 from .plots import arms
 from .recipe import (
     DataConfig,
+    DenseConfig,
     DistillConfig,
     ExpandConfig,
     ModelConfig,
@@ -87,7 +88,7 @@ def demo(output: Path, seed: int = 42, hub: bool = False) -> Path:
     print(f"1/5 dense {MODEL} on scikit-learn's digits, 1,000 training images", flush=True)
     run.train(recipe)
     print(f"2/5 prune {RATIO:.0%} of its channels", flush=True)
-    run.prune(_pruning(folder, seed))
+    prune_run.prune(_pruning(folder, seed))
     tuned = replace(
         recipe,
         model=ModelConfig(pruned=str(folder / "pruned"), img_size=32),
@@ -110,8 +111,8 @@ def demo(output: Path, seed: int = 42, hub: bool = False) -> Path:
 
 def _pruning(folder: Path, seed: int) -> PruneRecipe:
     return PruneRecipe(
-        model=ModelConfig(img_size=32),
-        prune=PruneConfig(str(folder / "dense"), ratio=RATIO, round_to=4),
+        model=DenseConfig(str(folder / "dense"), img_size=32),
+        prune=PruneConfig(ratio=RATIO, round_to=4),
         data=DATA,
         run=RunConfig(str(folder / "pruned"), seed),
     )

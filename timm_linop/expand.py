@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import zlib
 from collections.abc import Iterable, Sequence
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .chain import chain_for
-from .errors import ExpansionError, UnknownLayerError, close_names
+from .errors import ExpansionError, close_names
 from .expanded import chain_of, contract_layer, expand_layer
 from .initialise import INITS
 from .layers import Audit, layers_of, reasons_of, rows_of
+from .patterns import matched
 
 
 def expand(
@@ -212,19 +212,6 @@ def _chosen(
     layers: Iterable[str], include: Sequence[str] | None, exclude: Sequence[str] | None
 ) -> list[str]:
     names = list(layers)
-    included = _matched(names, include, "include") if include is not None else set(names)
-    excluded = _matched(names, exclude, "exclude") if exclude is not None else set()
+    included = matched(names, include, "include") if include is not None else set(names)
+    excluded = matched(names, exclude, "exclude") if exclude is not None else set()
     return [name for name in names if name in included and name not in excluded]
-
-
-def _matched(names: list[str], patterns: Sequence[str], argument: str) -> set[str]:
-    matched: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        hits = {n for n in names if fnmatch.fnmatchcase(n, pattern) or n.startswith(f"{pattern}.")}
-        if not hits:
-            raise UnknownLayerError(
-                f"{argument}=[{pattern!r}] matches no layer.{close_names(pattern, names)} "
-                "timm_linop.audit(model) lists them."
-            )
-        matched |= hits
-    return matched

@@ -35,6 +35,7 @@ from .optim import (
     total_epochs,
 )
 from .recipe import Recipe
+from .regulariser import Regulariser
 from .resume import Checkpoints, Progress, Stop
 
 Batch = tuple[Tensor, Tensor]
@@ -84,10 +85,12 @@ class Trainer:
         updates = math.ceil(len(self.batches) / self.accumulate)
         self.scheduler = make_scheduler(self.optimizer, recipe.schedule, updates)
         self.epochs = total_epochs(recipe.schedule)
+        self.updates_in_all = updates * self.epochs
         self.average = WeightAverage(self.model, recipe.optim) if recipe.optim.model_ema else None
         if self.average is not None and accelerator.is_main_process:
-            warn_of_short_run(recipe.optim, updates * self.epochs)
+            warn_of_short_run(recipe.optim, self.updates_in_all)
         self.progress, self.stop = Progress(), Stop()
+        self.regulariser: Regulariser | None = None
         # Called with the epochs done and what gives the model as it is then, on every process.
         self.after_epoch: Callable[[int, Callable[[], nn.Module]], None] | None = None
         self.checkpoints = Checkpoints(
@@ -96,6 +99,11 @@ class Trainer:
             self.average.module if self.average else None,
             recipe.checkpoint.checkpoint_hist,
         )
+
+    def regularise(self, regulariser: Regulariser) -> None:
+        """Train with a pruning method's penalty, whose state is kept in checkpoints."""
+        self.regulariser = regulariser
+        self.accelerator.register_for_checkpointing(regulariser)
 
     def run(self, stop: Stop) -> tuple[nn.Module, float]:
         """Train all epochs that are not done yet.
@@ -144,6 +152,8 @@ class Trainer:
                 self.progress.updates += 1
                 self.progress.batch += len(group)
                 self.scheduler.step_update(self.progress.updates)
+                if self.regulariser is not None:
+                    self.regulariser.after_step(self.progress.updates)
                 if self.average is not None:
                     self.average.update(self.model, self.progress.updates)
                 yield losses, sum(len(images) for images, _ in group)
@@ -241,7 +251,8 @@ class Trainer:
                 share = len(images) / in_all
                 with self._silent(place < len(batches)):
                     losses = self._losses(images, targets)
-                    self.accelerator.backward(losses.total * share)
+                    penalty = self.regulariser.penalty() if self.regulariser is not None else 0.0
+                    self.accelerator.backward((losses.total + penalty) * share)
                 means += share * losses.values()
         self._clip()
         self.optimizer.step()

@@ -52,6 +52,7 @@ def parse(kind: type[R], argv: Sequence[str], prog: str) -> R:
     parser.add_argument("--config", action="config", help="YAML file of settings; flags win.")
     for group in groups.values():
         parser.add_class_arguments(group)
+    parser.set_defaults(_settings(kind()))
     try:
         words = _as_jsonargparse(argv, list(groups.values()))
         values = parser.parse_args(_beginning(parser, words) + words)
@@ -83,11 +84,12 @@ def _close(error: Exception, known: Sequence[str]) -> str:
     return close_names(unknown[1].replace("-", "_"), known) if unknown else ""
 
 
-def continued(asked: Recipe) -> Recipe:
+def continued(asked: R, prog: str) -> R:
     """Read the recipe of the run that ``--resume`` names.
 
     Args:
         asked: What the command line says; nothing but ``--resume``.
+        prog: The program's name, ``train.py`` or ``prune.py``.
 
     Returns:
         The recipe that the run was started with.
@@ -97,21 +99,21 @@ def continued(asked: Recipe) -> Recipe:
     """
     folder = Path(asked.checkpoint.resume or "")
     others = replace(asked, checkpoint=replace(asked.checkpoint, resume=None))
-    if others != Recipe():
+    if others != type(asked)():
         raise RecipeError(
             f"--resume {folder} goes on as the run was started; leave the other flags out, or "
             "start a new run with --output."
         )
-    if (folder / "pruning.json").is_file():
-        raise RecipeError(
-            f"--resume {folder}: prune.py wrote it, so there is no training to resume."
-        )
     if not (folder / "recipe.yaml").is_file():
         raise RecipeError(
             f"--resume {folder}: no run was started there (it has no recipe.yaml); name a folder "
-            "of train.py, or start anew with --output."
+            f"of {prog}, or start anew with --output."
         )
-    recipe = parse(Recipe, ["--config", str(folder / "recipe.yaml")], "train.py")
+    settings = yaml.safe_load((folder / "recipe.yaml").read_text("utf-8"))
+    other = {"train.py": "prune.py", "prune.py": "train.py"}[prog]
+    if ("weights" in settings) != (prog == "prune.py"):
+        raise RecipeError(f"--resume {folder}: {other} wrote it; go on with {other} --resume.")
+    recipe = parse(type(asked), ["--config", str(folder / "recipe.yaml")], prog)
     return replace(
         recipe,
         checkpoint=replace(recipe.checkpoint, resume=str(folder)),
@@ -136,8 +138,11 @@ def flat(recipe: Recipe | PruneRecipe) -> dict[str, Any]:
         >>> flat(Recipe())["pairs"]
         ['blocks']
     """
-    settings = {key: value for group in asdict(recipe).values() for key, value in group.items()}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in _settings(recipe).items()}
+
+
+def _settings(recipe: Recipe | PruneRecipe) -> dict[str, Any]:
+    return {key: value for group in asdict(recipe).values() for key, value in group.items()}
 
 
 def write_yaml(recipe: Recipe | PruneRecipe, path: Path) -> None:

@@ -19,7 +19,7 @@ from .download import fetch
 from .errors import CheckpointError, LinOPError, RecipeError
 from .expand import check_settings, expand
 from .optim import is_plain_sgd
-from .recipe import ModelConfig, PruneRecipe, Recipe
+from .recipe import DenseConfig, ModelConfig, PruneRecipe, Recipe
 from .registry import build
 from .source import base_named_by, resolve, slim_folder
 
@@ -115,7 +115,7 @@ def trained_model(recipe: PruneRecipe, data: ImageData) -> nn.Module:
     """Load the trained dense model that is to be pruned.
 
     Args:
-        recipe: Its model and prune groups are read.
+        recipe: Its model group is read.
         data: Tells the number of classes.
 
     Raises:
@@ -123,21 +123,22 @@ def trained_model(recipe: PruneRecipe, data: ImageData) -> nn.Module:
         CheckpointError: If they cannot be loaded.
         DataError: If the model does not fit the data.
     """
-    weights, args = recipe.prune.weights, _model_args(recipe.model)
+    weights, args = recipe.model.weights, _model_args(recipe.model)
     if weights is None:
         raise RecipeError(
             "nothing to prune: pass --weights (a folder of train.py, a checkpoint of --model, or "
             "'pretrained' for timm's own weights of --model)."
         )
     if weights == "pretrained":
-        model = _dense(ModelConfig(recipe.model.model, pretrained=True), args)
+        plain = ModelConfig(recipe.model.model, pretrained=True, img_size=recipe.model.img_size)
+        model = _dense(plain, args)
     else:
         model = _slim(weights, recipe.model.model, args)
     _check_fits(model, data)
     return model
 
 
-def _model_args(model: ModelConfig) -> dict[str, Any]:
+def _model_args(model: ModelConfig | DenseConfig) -> dict[str, Any]:
     args = {
         "in_chans": model.in_chans,
         "drop_rate": model.drop or None,

@@ -29,7 +29,7 @@ BATCH = 32
 # So many classes a card names as those recognised least.
 _WEAKEST = 3
 # Groups of settings that are no hyper-parameters: where things go and what is shown.
-_NO_SETTINGS = ("checkpoint", "watch", "run")
+_NO_SETTINGS = ("checkpoint", "snapshots", "watch", "run")
 
 
 @dataclass(frozen=True)
@@ -156,13 +156,19 @@ def _settings(recipe: Recipe | PruneRecipe) -> tuple[dict[str, object], dict[str
     chosen: dict[str, object] = {}
     defaults: dict[str, object] = {}
     for group in fields(recipe):
-        if group.name in _NO_SETTINGS:
+        if group.name in _NO_SETTINGS or _is_unused(recipe, group.name):
             continue
-        values, usual = getattr(recipe, group.name), type(getattr(recipe, group.name))()
+        values, usual = getattr(recipe, group.name), getattr(type(recipe)(), group.name)
         for key, value in asdict(values).items():
             same = value == getattr(usual, key)
             (defaults if same else chosen)[key] = value
     return chosen, defaults
+
+
+def _is_unused(recipe: Recipe | PruneRecipe, group: str) -> bool:
+    """Settings of training, of a method that does not train."""
+    training = ("augment", "optim", "schedule", "compute")
+    return isinstance(recipe, PruneRecipe) and not recipe.prune.trains and group in training
 
 
 def _pruning(
@@ -181,6 +187,6 @@ def _pruning(
         how.get("method", "structured"),
         bench.count_parameters(dense),
         bench.count_parameters(slim),
-        how.get("ratio"),
+        how.get("options", {}).get("ratio"),
         widths,
     )

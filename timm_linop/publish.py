@@ -103,7 +103,7 @@ class Snapshots:
             epoch: Epochs done.
             whole: Gives the model as it is now; asked on every process, as it may be in shards.
         """
-        every = self.recipe.checkpoint.push_every
+        every = self.recipe.snapshots.push_every
         if not every or epoch % every:
             return
         with undisturbed():

@@ -6,15 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
+from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import DataLoader
 
 from . import bench, card, plots
 from .architecture import base_of, dense_model, model_args_of
-from .evaluation import Evaluation, write_per_class
+from .evaluation import Evaluation, evaluate, write_per_class
 from .hub import save
 from .outcome import BATCH, Outcome, card_data
+from .recipe import PruneRecipe
 from .snippet import check_snippet
 
 
@@ -48,6 +52,37 @@ def with_costs(
             )
         )
     return rows
+
+
+def accuracies(
+    models: Mapping[str, nn.Module | None],
+    batches: DataLoader[Any],
+    accelerator: Accelerator,
+    classes: int,
+) -> list[card.Result]:
+    """Measure each model that has the data's classes on a split.
+
+    Args:
+        models: Arm to model.
+        batches: The split, prepared.
+        accelerator: Where to measure.
+        classes: The data's.
+    """
+    results = []
+    for arm, model in models.items():
+        if model is not None and getattr(model, "num_classes", classes) == classes:
+            model.to(accelerator.device)
+            found = evaluate(model, batches, accelerator)
+            results.append(card.Result(arm, found.top1, top5=found.top5))
+    return results
+
+
+def tell(results: Sequence[card.Result]) -> None:
+    """Print what a run came to, one line an arm."""
+    for row in results:
+        reached = "" if row.accuracy is None else f"test {row.accuracy:.2f} %, "
+        costs = f"{row.parameters:,} parameters, {row.macs:,} multiply-adds an image"
+        print(f"{row.arm}: {reached}{costs}")
 
 
 def _file_bytes(model: nn.Module) -> int:
@@ -133,6 +168,8 @@ def _figures(outcome: Outcome, widths: Mapping[str, tuple[int, int]]) -> list[ca
         figures.append("training")
     if outcome.evaluation is not None:
         figures.append("confusion")
+    if isinstance(outcome.recipe, PruneRecipe):
+        figures += _how_it_was_pruned(outcome.output, folder)
     if any(dense != slim for dense, slim in widths.values()):
         before = {name: dense for name, (dense, _) in widths.items()}
         after = {name: slim for name, (_, slim) in widths.items()}
@@ -143,11 +180,28 @@ def _figures(outcome: Outcome, widths: Mapping[str, tuple[int, int]]) -> list[ca
     ]
 
 
+def _how_it_was_pruned(output: Path, folder: Path) -> list[str]:
+    """Draw what prune.py wrote beside the slim model."""
+    drawn = []
+    if (output / "convergence.csv").exists():
+        plots.convergence(output / "convergence.csv", folder / "convergence.png")
+        drawn.append("convergence")
+    if (output / "scores.json").exists():
+        scores = json.loads((output / "scores.json").read_text(encoding="utf-8"))
+        groups = json.loads((output / "pruning.json").read_text(encoding="utf-8"))["groups"]
+        removed = {name: group["removed"] for name, group in groups.items()}
+        plots.scores(scores, removed, folder / "scores.png")
+        drawn.append("scores")
+    return drawn
+
+
 # Pixels on a page, of what would look coarse as wide as the text.
 _WIDTHS = {"confusion": 520, "accuracy_against_parameters": 600}
 _CAPTIONS = {
     "accuracy_against_parameters": "Test accuracy against parameters, a point for each row above",
     "training": "Losses and validation accuracy while training",
     "confusion": "Which classes of the test split it takes for which, in percent of the true class",
+    "convergence": "How the pruning method converged, against steps of training",
+    "scores": "The score of each channel, and which were removed",
     "widths": "Output channels of each layer, before pruning and after",
 }

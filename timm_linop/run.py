@@ -1,36 +1,32 @@
-"""A whole run, from recipe to run folder: what train.py and prune.py do."""
+"""A whole run, from recipe to run folder: what train.py does."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from . import card, watch
 from .compare import START, References, compared_runs, start_of
-from .data import Augmentation, ImageData
+from .data import ImageData
 from .dry_run import describe
 from .errors import TrainingError
 from .evaluation import evaluate
 from .expand import contract, is_expanded
 from .fit import Trainer
 from .flags import write_yaml
-from .models import arm_of, make_student, make_teacher, trained_model
+from .models import arm_of, make_student, make_teacher
 from .optim import check_training
 from .outcome import Outcome
-from .pruning import prune as prune_model
 from .publish import Snapshots, push_result
-from .recipe import PruneRecipe, Recipe
-from .report import finish, report_evaluation, with_costs
+from .recipe import Recipe
+from .report import accuracies, finish, report_evaluation, tell, with_costs
 from .resume import stop_signals
 from .setup import Loaders, load_images, make_loaders, start
 
@@ -78,7 +74,9 @@ def train(recipe: Recipe) -> Path | None:
         write_yaml(recipe, output / "recipe.yaml")
         (output / START).write_text(json.dumps(began, indent=2), encoding="utf-8")
     beside = References(teacher, slim_start, compared)
-    for row in _evaluated(beside.measured(), trainer.validation, accelerator, data):
+    for row in accuracies(
+        beside.measured(), trainer.validation, accelerator, len(data.class_names)
+    ):
         accelerator.print(f"{row.arm}: validation {row.accuracy:.2f} %")
     watch.start(recipe, accelerator)
     # Drawn per process from here on: dropout and mixup are not to be the same on all of them.
@@ -103,14 +101,14 @@ def _finish(
     test = accelerator.prepare(loaders.test)
     slim, contraction = _contracted(trained, next(iter(test))[0], accelerator)
     accelerator.print("measuring on the test split")
-    results = _evaluated(beside.measured(), test, accelerator, data)
+    results = accuracies(beside.measured(), test, accelerator, len(data.class_names))
     results += [other.result for other in beside.compared]
     evaluation = evaluate(slim, test, accelerator)
     own = card.Result(arm, evaluation.top1, training_seconds=seconds, top5=evaluation.top5)
     if accelerator.is_main_process:
         config, models = loaders.config, {**beside.timed(), arm: slim}
         results = with_costs([*results, own], models, config["input_size"])
-        _tell(results)
+        tell(results)
         report_evaluation(evaluation, data.class_names, output)
         differences = {other.result.arm: other.differences for other in beside.compared}
         outcome = Outcome(recipe, output, slim, arm, data, config, results, evaluation)
@@ -155,66 +153,6 @@ def _try_out(trainer: Trainer) -> None:
             f"SP {sp:.3e}, KD {kd:.4f})"
         )
     trainer.accelerator.print("nothing was written; leave --dry-run out to train.")
-
-
-def prune(recipe: PruneRecipe) -> Path:
-    """Prune a trained model and leave a run folder.
-
-    Args:
-        recipe: What ``prune.py`` was asked for.
-
-    Returns:
-        The run folder: recipe.yaml, pruning.json, results.json, card.json, figures/ and slim/.
-
-    Raises:
-        LinOPError: If anything in the recipe cannot work.
-    """
-    recipe = recipe.effective()
-    accelerator, output = start(recipe, writes=True), Path(recipe.run.output or "")
-    data = load_images(recipe.data)
-    dense = trained_model(recipe, data)
-    loaders = make_loaders(recipe, Augmentation(no_aug=True), data, dense)
-    test = accelerator.prepare(loaders.test)
-    slim = prune_model(dense, ratio=recipe.prune.ratio, round_to=recipe.prune.round_to)
-    models, failed = {"dense": dense, "pruned": slim}, None
-    results = _evaluated(models, test, accelerator, data)
-    if accelerator.is_main_process:
-        results = with_costs(results, models, loaders.config["input_size"])
-        _tell(results)
-        output.mkdir(parents=True, exist_ok=True)
-        write_yaml(recipe, output / "recipe.yaml")
-        told = {"method": "magnitude", "ratio": recipe.prune.ratio}
-        (output / "pruning.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
-        finish(Outcome(recipe, output, slim, "pruned", data, loaders.config, results))
-        failed = push_result(recipe, output)
-    accelerator.wait_for_everyone()
-    if failed is not None:
-        raise failed
-    return output
-
-
-def _evaluated(
-    models: Mapping[str, nn.Module | None],
-    test: DataLoader[Any],
-    accelerator: Accelerator,
-    data: ImageData,
-) -> list[card.Result]:
-    """Accuracy on a split of each model that has the data's classes."""
-    results, classes = [], len(data.class_names)
-    for arm, model in models.items():
-        if model is not None and getattr(model, "num_classes", classes) == classes:
-            model.to(accelerator.device)
-            found = evaluate(model, test, accelerator)
-            results.append(card.Result(arm, found.top1, top5=found.top5))
-    return results
-
-
-def _tell(results: Sequence[card.Result]) -> None:
-    """Print what a run came to, one line an arm."""
-    for row in results:
-        reached = "" if row.accuracy is None else f"test {row.accuracy:.2f} %, "
-        costs = f"{row.parameters:,} parameters, {row.macs:,} multiply-adds an image"
-        print(f"{row.arm}: {reached}{costs}")
 
 
 @torch.no_grad()

@@ -105,3 +105,19 @@ def make_loaders(
         make_loader(data.test, eval_transform, batch, shuffle=False, **options),
         config,
     )
+
+
+def scoring_images(recipe: PruneRecipe, data: ImageData, config: Mapping[str, Any]) -> Any:
+    """Feed training images as evaluation sees them, in one order drawn by the seed.
+
+    Args:
+        recipe: Its data and run groups are read.
+        data: The three splits.
+        config: Input size, mean and std, as `Loaders` has them.
+
+    Returns:
+        Batches, the same ones on every process.
+    """
+    _, transform = make_transforms(dict(config), augment=Augmentation(no_aug=True))
+    options: dict[str, Any] = {"workers": recipe.data.workers, "seed": recipe.run.seed}
+    return make_loader(data.train, transform, recipe.data.batch_size, shuffle=True, **options)

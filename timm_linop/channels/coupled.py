@@ -27,6 +27,7 @@ class ChannelGroup:
         size: Number of units.
         units: For each axis of each tensor they lie on, the unit that each position belongs to;
             -1 belongs to none.
+        parts: Channels of that layer that one unit takes: the number of heads, groups or parts.
 
     Example:
         >>> outputs, inputs = torch.arange(4), torch.arange(4)
@@ -38,6 +39,7 @@ class ChannelGroup:
     layer: str
     size: int
     units: Mapping[Axis, Tensor]
+    parts: int = 1
 
     def cut(self, gone: Iterable[int]) -> Cut:
         """What leaves the model with some units."""
@@ -50,6 +52,10 @@ class ChannelGroup:
         return Cut(
             self.layer, {axis: positions for axis, positions in removed.items() if positions}
         )
+
+    def layers(self) -> list[str]:
+        """Names of all modules that give these channels out, norms among them."""
+        return list(dict.fromkeys(name.rpartition(".")[0] for name, _ in self._rows()))
 
     def filters(self, model: nn.Module) -> dict[str, Tensor]:
         """Weights of the convolutions and linear layers whose outputs the channels are.

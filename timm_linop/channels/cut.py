@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch_pruning as tp
@@ -75,52 +74,51 @@ def cut_tensors(model: nn.Module, kept: Kept) -> dict[str, Tensor]:
     return state
 
 
-def read_cuts(
-    graph: ChannelGraph,
-    model: Any,
-    groups: Iterable[tp.dependency.Group],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> list[Cut]:
-    """Let torch-pruning remove each group alone, and see which numbers are left.
-
-    Every number of the model is replaced by its own position first, so what is left tells where it
-    stood. A group that torch-pruning fails on is passed over.
+def number_positions(model: nn.Module) -> None:
+    """Put each number's own position in its place, so that what is left tells where it stood.
 
     Args:
-        graph: Built on ``model``.
         model: A copy in float64, to be spoilt.
-        groups: Channels to remove.
-        shapes: Those of the tensors that count; the copy may have others, for the graph's sake.
-
-    Returns:
-        One cut for each group that could be removed.
     """
     with torch.no_grad():
         for _, tensor in tensors_of(model):
             tensor.data = torch.arange(tensor.numel(), dtype=torch.float64).view(tensor.shape)
+
+
+def read_cut(
+    graph: ChannelGraph,
+    model: nn.Module,
+    group: tp.dependency.Group,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Cut | None:
+    """Let torch-pruning remove channels, see which numbers are left, and put them back.
+
+    Args:
+        graph: Built on ``model``.
+        model: A copy whose positions are numbered.
+        group: Channels to remove.
+        shapes: Those of the tensors that count; the copy may have others, for the graph's sake.
+
+    Returns:
+        What went; None where torch-pruning fails, or nothing went.
+    """
     modules = {module: name for name, module in model.named_modules()}
-    cuts: list[Cut] = []
-    for group in groups:
-        layers = [dep.target.module for dep, _ in group if dep.target.module in modules]
-        bare = [
-            dep.target.module for dep, _ in group if isinstance(dep.target.module, nn.Parameter)
-        ]
-        names = [graph._param_to_name[parameter] for parameter in bare]
-        names += [_join(modules[layer], key) for layer in layers for key, _ in _tensors(layer)]
-        removed: dict[Axis, frozenset[int]] = {}
-        with _put_back(graph, model, layers, bare):
-            try:
-                group.prune(record_history=False)
-                for name in names:
-                    if name in shapes:
-                        removed |= _removed(name, _tensor(model, name), shapes[name])
-            except Exception:  # it asserts, divides, indexes: nothing of the group can be trusted
-                continue
-        for layer in layers:
-            removed |= _go_along(modules[layer], removed, shapes)
-        if removed:
-            cuts.append(Cut(modules.get(group[0].dep.target.module, names[0]), removed))
-    return cuts
+    layers = [dep.target.module for dep, _ in group if dep.target.module in modules]
+    bare = [dep.target.module for dep, _ in group if isinstance(dep.target.module, nn.Parameter)]
+    names = [graph._param_to_name[parameter] for parameter in bare]
+    names += [_join(modules[layer], key) for layer in layers for key, _ in _tensors(layer)]
+    removed: dict[Axis, frozenset[int]] = {}
+    with _put_back(graph, model, layers, bare):
+        try:
+            group.prune(record_history=False)
+            for name in dict.fromkeys(names):
+                if name in shapes:
+                    removed |= _removed(name, _tensor(model, name), shapes[name])
+        except Exception:  # it asserts, divides, indexes: nothing of the group can be trusted
+            return None
+    for layer in layers:
+        removed |= _go_along(modules[layer], removed, shapes)
+    return Cut(modules.get(group[0].dep.target.module, names[0]), removed) if removed else None
 
 
 def _join(module: str, key: str) -> str:

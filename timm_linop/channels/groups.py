@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -22,42 +22,71 @@ from .assist import (
     parameters_without_channels,
     without_channels,
 )
-from .cut import Cut, read_cuts
+from .coupled import ChannelGroup
+from .cut import Axis, number_positions, read_cut
 from .graph import ChannelGraph
 
 # Seconds to follow one group; a group takes well below one, or for ever.
 _PATIENCE = 5.0
 
 
-# Scores of a group's channels, and the number of equally wide parts they lie in, to the positions
-# that are to go.
-Choice = Callable[[Tensor, int], list[int]]
-
-
-class Proposal(NamedTuple):
-    """What could go.
+class Found(NamedTuple):
+    """What can go.
 
     Attributes:
-        cuts: One a group, none of them made.
+        groups: All coupled groups of channels but those tied to what must stay.
+        scores: Of each group's units, by its layer.
         not_followed: Layers whose coupled channels torch-pruning could not follow.
     """
 
-    cuts: list[Cut]
+    groups: list[ChannelGroup]
+    scores: dict[str, Tensor]
     not_followed: tuple[str, ...]
 
 
-def propose(
-    model: nn.Module, example: Tensor, importance: tp.importance.Importance, choose: Choice
-) -> Proposal:
-    """Find the coupled groups of a model, and the channels of each that are to go.
+class _Whole(NamedTuple):
+    """All channels of a group as torch-pruning has them, in equal parts, and a score for each."""
+
+    group: Group
+    parts: int
+    scores: Tensor
+
+
+def find_groups(model: nn.Module, example: Tensor, importance: tp.importance.Importance) -> Found:
+    """Find the coupled groups of channels of a model.
 
     Args:
         model: A dense timm model in eval mode, in float64; it is spoilt.
         example: One batch of images, ``b x c x h x w``.
         importance: torch-pruning's score of a group's channels.
-        choose: Takes the scores apart, see `least`.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model)}
+    graph, parts = _graph_of(model, example), equal_parts(model)
+    wholes: list[_Whole] = []
+    lost: list[nn.Module] = []
+    for group in _groups(graph, outputs_to_keep(model), lost):
+        graph.clock.allow(_PATIENCE)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                whole = _with_scores(graph, group, parts, importance)
+            except _LOST:
+                lost.append(group[0].dep.target.module)
+                continue
+        if whole is not None:
+            wholes.append(whole)
+    number_positions(model)
+    groups, scores = [], {}
+    for whole in wholes:
+        found = _read(graph, model, whole, shapes)
+        if found is not None:
+            groups.append(found)
+            scores[found.layer] = whole.scores.view(whole.parts, -1).mean(0)
+    names = {module: name for name, module in model.named_modules()}
+    return Found(groups, scores, tuple(names.get(module, "a parameter") for module in lost))
+
+
+def _graph_of(model: nn.Module, example: Tensor) -> ChannelGraph:
     add_missing_biases(model)
     call_fused_layers(model)
     graph = ChannelGraph(channels_last=getattr(model, "output_fmt", "NCHW") == "NHWC")
@@ -65,23 +94,7 @@ def propose(
     by_place = parameters_without_channels(model)
     graph.clock.allow(10 * _PATIENCE)
     graph.build_dependency(model, example, ignored_params=by_place, verbose=False)
-    parts = equal_parts(model)
-    chosen: list[Group] = []
-    lost: list[nn.Module] = []
-    for group in _groups(graph, outputs_to_keep(model), lost):
-        graph.clock.allow(_PATIENCE)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                part = _part_to_go(graph, group, parts, importance, choose)
-            except _LOST:
-                lost.append(group[0].dep.target.module)
-                continue
-        if part is not None and graph.check_pruning_group(part):
-            chosen.append(part)
-    names = {module: name for name, module in model.named_modules()}
-    cuts = read_cuts(graph, model, chosen, shapes)
-    return Proposal(cuts, tuple(names.get(module, "a parameter") for module in lost))
+    return graph
 
 
 # How torch-pruning fails on a graph that it cannot follow.
@@ -121,26 +134,54 @@ def _width(graph: ChannelGraph, dep: Dependency) -> int:
     return graph.get_out_channels(layer) if _is_output(graph, dep) else graph.get_in_channels(layer)
 
 
-def _part_to_go(
+def _with_scores(
     graph: ChannelGraph,
     group: Group,
     parts: dict[nn.Module, int],
     importance: tp.importance.Importance,
-    choose: Choice,
-) -> Group | None:
-    """The part of a group that is to go; None where nothing is."""
+) -> _Whole | None:
+    """A group's scores; None where its channels cannot be told apart."""
     group = _seen_from_attention(graph, group, parts)
-    root = group[0].dep
-    width = _width(graph, root)
+    width = _width(graph, group[0].dep)
     scores = importance(group)
     members = [dep.target.module for dep, _ in group]
     number = math.lcm(*(parts.get(m, 1) for m in members if isinstance(m, nn.Module)))
     if scores is None or len(scores) != width or width % number:
         return None
-    positions = choose(scores, number)
-    return (
-        graph.get_pruning_group(root.target.module, root.handler, positions) if positions else None
-    )
+    return _Whole(group, number, scores)
+
+
+def _read(
+    graph: ChannelGraph, model: nn.Module, whole: _Whole, shapes: Mapping[str, tuple[int, ...]]
+) -> ChannelGroup | None:
+    """Let torch-pruning remove units, and see which positions go with which.
+
+    Each unit has a number from 1 on. Once for every binary digit, all units that have it are
+    removed; so the digits of a position's unit are read off, and 0 is left of those of none.
+    """
+    root, size = whole.group[0].dep, len(whole.scores) // whole.parts
+    units = 1 + torch.arange(size)
+    digits: dict[Axis, Tensor] = {}
+    layer = ""
+    for digit in range(size.bit_length()):
+        having = (units >> digit & 1).nonzero()[:, 0]
+        positions = (having + size * torch.arange(whole.parts)[:, None]).flatten().tolist()
+        graph.clock.allow(_PATIENCE)
+        try:
+            part = graph.get_pruning_group(root.target.module, root.handler, sorted(positions))
+        except _LOST:
+            return None
+        cut = read_cut(graph, model, part, shapes) if graph.check_pruning_group(part) else None
+        if cut is None:
+            return None
+        layer = cut.layer
+        for (name, axis), gone in cut.removed.items():
+            numbers = digits.setdefault((name, axis), torch.zeros(shapes[name][axis]).long())
+            numbers[list(gone)] += 1 << digit
+    if not digits or any(int(numbers.max()) > size for numbers in digits.values()):
+        return None
+    found = {axis: numbers - 1 for axis, numbers in digits.items()}
+    return ChannelGroup(layer, size, found, whole.parts)
 
 
 def _seen_from_attention(graph: ChannelGraph, group: Group, parts: dict[nn.Module, int]) -> Group:
@@ -161,33 +202,34 @@ def _seen_from_attention(graph: ChannelGraph, group: Group, parts: dict[nn.Modul
     return other if members <= {dep.target.module for dep, _ in other} else group
 
 
-def least(scores: Tensor, parts: int, ratio: float, round_to: int | None) -> list[int]:
-    """Choose the channels of the lowest scores, the same ones in each part.
+def stay(group: ChannelGroup, ratio: float, round_to: int | None) -> int:
+    """Count the units of a group that stay.
 
     Args:
-        scores: One number a channel.
-        parts: How many equally wide parts they lie in, one after the other.
-        ratio: Fraction to choose.
+        group: The group.
+        ratio: Fraction to remove.
         round_to: What stays is a multiple of this many channels, at least one; None stands for 1.
 
     Returns:
-        Their positions; none where rounding leaves nothing to remove.
+        Units; all of them where rounding leaves nothing to remove.
 
     Example:
-        >>> least(torch.tensor([4.0, 1.0, 3.0, 2.0]), parts=1, ratio=0.5, round_to=None)
-        [1, 3]
-        >>> least(torch.tensor([4.0, 1.0, 3.0, 2.0]), parts=2, ratio=0.5, round_to=2)
+        >>> stay(ChannelGroup("fc", 20, {}), ratio=0.5, round_to=8)
+        8
+    """
+    step = (round_to or 1) // math.gcd(round_to or 1, group.parts)
+    kept = int(group.size * (1 - ratio) + 1e-9)
+    return min(max(kept - kept % step, step), group.size)
+
+
+def least(scores: Tensor, count: int) -> list[int]:
+    """Choose the units of the lowest scores; of equal ones the first.
+
+    Example:
+        >>> least(torch.tensor([4.0, 1.0, 3.0, 2.0]), 2)
         [1, 3]
     """
-    each = len(scores) // parts
-    step = (round_to or 1) // math.gcd(round_to or 1, parts)
-    kept = int(each * (1 - ratio) + 1e-9)
-    kept = max(kept - kept % step, step)
-    if kept >= each:
-        return []
-    order = scores.view(parts, each).mean(0).argsort(stable=True)[: each - kept]
-    positions = order + each * torch.arange(parts)[:, None]
-    return sorted(positions.flatten().tolist())
+    return sorted(scores.argsort(stable=True)[:count].tolist())
 
 
 def describe(cuts: list[Any]) -> str:

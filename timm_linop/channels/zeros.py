@@ -15,7 +15,7 @@ from torch.nn.utils import prune as torch_prune
 from ..probing import image_size
 from .assist import LAYERS
 from .cut import Cut, cut_tensors, kept_by
-from .groups import propose
+from .groups import find_groups
 from .masked import MaskCheck, first_tensor
 from .units import passing
 
@@ -44,7 +44,9 @@ def without_zero_channels(
     exact = copy.deepcopy(plain).cpu().double().eval()
     with torch.enable_grad():  # torch-pruning reads autograd's graph
         spoilt = copy.deepcopy(exact).requires_grad_(True)
-        cuts = propose(spoilt, image, _Loudness(), silent).cuts
+        found = find_groups(spoilt, image, _Loudness())
+    cuts = [group.cut(_silent(found.scores[group.layer])) for group in found.groups]
+    cuts = [cut for cut in cuts if cut.removed]
     check = MaskCheck(plain, image, narrow)
     sound = passing(
         cuts, lambda some: check.passes(some) and _same(exact, some, image, narrow), _SECONDS
@@ -95,6 +97,12 @@ def _has_zero_rows(layer: nn.Module) -> bool:
     return bool(zero.any() and not zero.all())
 
 
+def _silent(scores: Tensor) -> list[int]:
+    """The units of score zero, but never all of them."""
+    zero = scores == 0
+    return [] if zero.all() else zero.nonzero().flatten().tolist()
+
+
 class _Loudness(tp.importance.Importance):
     """The largest number that any layer of a group puts into a channel; zero is silence."""
 
@@ -121,19 +129,6 @@ def _put_in(dep: tp.dependency.Dependency) -> Tensor | None:
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
         return (norm.bias - norm.running_mean * scale).abs()
     return None
-
-
-def silent(scores: Tensor, parts: int) -> list[int]:
-    """Choose the channels of score zero, the same ones in each part, but never all of them.
-
-    Example:
-        >>> silent(torch.tensor([0.0, 1.0, 0.0, 0.0]), parts=2)
-        [0, 2]
-    """
-    each = (scores == 0).view(parts, -1).all(0)
-    if each.all():
-        return []
-    return each.repeat(parts).nonzero().flatten().tolist()
 
 
 def _cut(

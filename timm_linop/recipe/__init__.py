@@ -11,21 +11,23 @@ from timm_linop.data import Augmentation
 from timm_linop.errors import RecipeError
 from timm_linop.recipe.named import NamedConfig
 from timm_linop.recipe.optim import OptimConfig
+from timm_linop.recipe.pruning import PruneConfig
 from timm_linop.recipe.running import (
     CheckpointConfig,
     DataConfig,
-    PruneConfig,
     RunConfig,
+    SnapshotConfig,
     WatchConfig,
 )
 from timm_linop.recipe.schedule import ScheduleConfig
 from timm_linop.recipe.training import ComputeConfig
-from timm_linop.recipe.what import DistillConfig, ExpandConfig, ModelConfig
+from timm_linop.recipe.what import DenseConfig, DistillConfig, ExpandConfig, ModelConfig
 
 __all__ = [
     "CheckpointConfig",
     "ComputeConfig",
     "DataConfig",
+    "DenseConfig",
     "DistillConfig",
     "ExpandConfig",
     "ModelConfig",
@@ -36,6 +38,7 @@ __all__ = [
     "Recipe",
     "RunConfig",
     "ScheduleConfig",
+    "SnapshotConfig",
     "WatchConfig",
 ]
 
@@ -58,6 +61,7 @@ class Recipe:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     run: RunConfig = field(default_factory=RunConfig)
     named: NamedConfig = field(default_factory=NamedConfig)
@@ -128,9 +132,9 @@ class Recipe:
             (1, "grad_accum_steps", self.compute.grad_accum_steps),
             (0, "checkpoint_every", self.checkpoint.checkpoint_every),
             (1, "checkpoint_hist", self.checkpoint.checkpoint_hist),
-            (0, "push_every", self.checkpoint.push_every),
+            (0, "push_every", self.snapshots.push_every),
         )
-        if self.checkpoint.push_every and not self.run.push_to_hub:
+        if self.snapshots.push_every and not self.run.push_to_hub:
             raise RecipeError("push_every needs a repo to push to; name it with --push-to-hub.")
         if self.optim.mixes and self.data.batch_size < 2:
             raise RecipeError("mixup and cutmix pair images; --batch-size must be 2 or more.")
@@ -144,16 +148,51 @@ class Recipe:
 
 @dataclass(frozen=True)
 class PruneRecipe:
-    """All settings of ``prune.py``."""
+    """All settings of ``prune.py``; those of training are of the methods that train.
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    Example:
+        >>> PruneRecipe(prune=PruneConfig(method="tpp")).training().optim.lr
+        0.001
+    """
+
+    model: DenseConfig = field(default_factory=DenseConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    augment: Augmentation = field(default_factory=Augmentation)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3))
+    schedule: ScheduleConfig = field(
+        default_factory=lambda: ScheduleConfig(epochs=30, sched="constant", warmup_epochs=0)
+    )
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def effective(self) -> PruneRecipe:
-        """Fill what follows from other settings."""
+        """Fill what follows from other settings.
+
+        Raises:
+            RecipeError: If settings contradict each other.
+        """
+        if self.optim.model_ema:
+            raise RecipeError(
+                "--model-ema ships an average of the weights, and pruning acts on the weights "
+                "themselves; leave it out."
+            )
         return replace(self, run=replace(self.run, output=self.run.output or "runs/pruned"))
+
+    def training(self) -> Recipe:
+        """What the training loop is to heed of it."""
+        dense = ModelConfig(self.model.model, in_chans=self.model.in_chans)
+        return Recipe(
+            model=replace(dense, img_size=self.model.img_size),
+            data=self.data,
+            augment=self.augment,
+            optim=self.optim,
+            schedule=self.schedule.effective(),
+            compute=self.compute,
+            checkpoint=self.checkpoint,
+            run=self.run,
+        )
 
 
 def _check_counts(*counts: tuple[int, str, int]) -> None:

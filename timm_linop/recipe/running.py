@@ -1,4 +1,4 @@
-"""What goes in and what is left behind: images, pruning, output, checkpoints."""
+"""What goes in and what is left behind: images, output, checkpoints."""
 
 from __future__ import annotations
 
@@ -35,21 +35,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class PruneConfig:
-    """What to remove.
-
-    Attributes:
-        weights: Trained weights of --model: a folder, a checkpoint file, or "pretrained".
-        ratio: Fraction of each layer's channels to remove.
-        round_to: Keep a multiple of this many channels; 1 keeps any number.
-    """
-
-    weights: str | None = None
-    ratio: float = 0.5
-    round_to: int = 8
-
-
-@dataclass(frozen=True)
 class RunConfig:
     """Where it goes.
 
@@ -77,13 +62,22 @@ class CheckpointConfig:
         resume: Run folder to go on with after any stop; its own recipe holds, so no other flags.
         checkpoint_every: Steps between two checkpoints; 0 writes them at the ends of epochs only.
         checkpoint_hist: Newest checkpoints to keep.
-        push_every: Epochs between two pushes of the slim model as it is then, to the branch
-            "training" of --push-to-hub; 0 pushes the result only.
     """
 
     resume: str | None = None
     checkpoint_every: int = 0
     checkpoint_hist: int = 2
+
+
+@dataclass(frozen=True)
+class SnapshotConfig:
+    """What is pushed on the way.
+
+    Attributes:
+        push_every: Epochs between two pushes of the slim model as it is then, to the branch
+            "training" of --push-to-hub; 0 pushes the result only.
+    """
+
     push_every: int = 0
 
 

@@ -37,6 +37,30 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class DenseConfig:
+    """The model to prune.
+
+    Attributes:
+        weights: Trained model: a folder of train.py, a checkpoint file of --model,
+            hf-hub:user/repo, or "pretrained" for timm's own weights of --model.
+        model: timm architecture, where the weights do not name it.
+        in_chans: Input channels; None takes the model's own.
+        img_size: Image size in pixels; None takes the model's own.
+        drop: Dropout rate of the classifier.
+        drop_path: Stochastic depth rate; None takes the model's own.
+        model_kwargs: Further arguments of the architecture, such as ``output_stride=8``.
+    """
+
+    weights: str | None = None
+    model: str | None = None
+    in_chans: int | None = None
+    img_size: int | None = None
+    drop: float = 0.0
+    drop_path: float | None = None
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ExpandConfig:
     """Linear over-parameterisation.
 

@@ -1,0 +1,5 @@
+"""stub"""
+
+
+def kl_scores(model, groups, images):
+    raise NotImplementedError

@@ -1,0 +1,205 @@
+"""One door from dense to slim: `prune`, whatever the method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from ..architecture import base_of, forget_caches
+from ..errors import LinOPError, PruningError, RecipeError, StructureError, close_names
+from ..expand import is_expanded
+from ..probing import image_size
+from ..recipe import PruneConfig
+from ..structure import Structure
+from .choice import by_scores
+from .criteria import importance_of
+from .curl import kl_scores
+from .iterative import step_by_step
+from .report import Pruned, report_of
+from .subject import Subject
+from .training import Training, train_towards
+
+Batch = tuple[Tensor, Tensor]
+
+
+def prune(
+    model: nn.Module,
+    example: Tensor | None = None,
+    *,
+    batches: Any = None,
+    training: Training | None = None,
+    time_limit: float = 300,
+    **options: Any,
+) -> nn.Module:
+    """Remove channels from a timm model, and prove that nothing else changed.
+
+    Channels that belong together go together, as torch-pruning's dependency graph couples them. The
+    result must compute what the dense model does with those channels masked, and must be rebuilt by
+    name with the same logits bit for bit. Groups of channels for which that does not hold are left
+    whole, and a warning names them.
+
+    Args:
+        model: A dense timm model; it is left as it is.
+        example: A batch of images to trace with, ``b x c x h x w``; None makes one of the model's
+            own input size.
+        batches: Training images as the model sees them in evaluation, ``(images b x c x h x w,
+            labels b)`` a batch: for curl, for the criteria taylor, hessian and obdc, and for
+            ``recalibrate``.
+        training: How admm and tpp train.
+        time_limit: Seconds to look for groups that pass; those not tried by then are left whole.
+        options: What to remove and how it is chosen, as the fields of
+            `timm_linop.recipe.PruneConfig`: ``method`` (magnitude, admm, tpp, curl); one of
+            ``ratio``, ``target_params``, ``target_macs``, ``ratios``; ``criterion``, ``scope``,
+            ``round_to``, ``keep``...
+
+    Returns:
+        A slim copy of the model, in eval mode. The classifier keeps its outputs.
+
+    Raises:
+        PruningError: If an option is unknown or out of range, the method needs images that are not
+            given, or no channels can be removed safely.
+        StructureError: If the model was not made by timm.
+
+    Example:
+        >>> import timm
+        >>> slim = prune(timm.create_model("test_resnet", num_classes=10), ratio=0.5)
+        >>> slim.fc
+        Linear(in_features=48, out_features=10, bias=True)
+    """
+    return pruned(
+        model, example, batches=batches, training=training, time_limit=time_limit, **options
+    ).model
+
+
+def pruned(
+    model: nn.Module,
+    example: Tensor | None = None,
+    *,
+    batches: Any = None,
+    training: Training | None = None,
+    time_limit: float = 300,
+    **options: Any,
+) -> Pruned:
+    """Prune as `prune` does, and tell what was found on the way.
+
+    Returns:
+        The slim model, and a report: groups, scores, what was left whole, how a method converged.
+
+    Example:
+        >>> import timm
+        >>> pruned(timm.create_model("test_resnet"), ratio=0.5).report.left_whole
+        ()
+    """
+    config = _config(options)
+    _check(model, config, batches, training)
+    structure = Structure.of(forget_caches(model), base_of(model))
+    example = _example(model, example)
+    images = _first_images(batches, config) if config.needs_images else []
+    importance = partial(importance_of, config.criterion, images=images)
+    with _explained(structure.base, config):
+        subject = Subject(model, structure, example, importance, config.keep)
+        scores = _scores(subject, config, images)
+        choose = by_scores(subject, scores, config)
+        if config.iterative_steps > 1:
+            choose = step_by_step(subject, importance, config)
+        removed = subject.settle(choose, time_limit)
+    trained, history = model, []
+    if training is not None and config.trains:
+        trained, removed, history = train_towards(subject, removed, config, training)
+    with _explained(structure.base, config):
+        slim = subject.slim(removed, trained)
+    if config.recalibrate:
+        _recalibrate(slim, batches, config.recalibrate)
+    return Pruned(slim, report_of(subject, config, removed, scores, history))
+
+
+@contextmanager
+def _explained(base: str, config: PruneConfig) -> Iterator[None]:
+    """Say of what cannot be cut that it cannot, and that nothing is lost."""
+    try:
+        yield
+    except (PruningError, StructureError) as error:
+        raise PruningError(
+            f"pruning {base} with method={config.method!r} gives no usable slim model: {error} "
+            "The model is as it was."
+        ) from error
+    except LinOPError:
+        raise
+    except Exception as error:  # torch-pruning fails in many ways on graphs it cannot follow
+        raise PruningError(
+            f"{base} cannot be pruned: its graph could not be followed "
+            f"({type(error).__name__}: {str(error)[:200]}). The model is as it was."
+        ) from error
+
+
+def _scores(subject: Subject, config: PruneConfig, images: Sequence[Batch]) -> Mapping[str, Tensor]:
+    """Of each group's units: by torch-pruning's criterion, or by what the output is without it."""
+    if config.method != "curl":
+        return subject.scores
+    return kl_scores(subject.model, subject.groups, torch.cat([x for x, _ in images]))
+
+
+def _recalibrate(slim: nn.Module, batches: Any, count: int) -> None:
+    """Take BatchNorm statistics anew: those of the dense model are of other inputs."""
+    update_bn(islice(batches, count), slim, next(slim.parameters()).device)
+    slim.eval()
+
+
+def _config(options: Mapping[str, Any]) -> PruneConfig:
+    known = [each.name for each in fields(PruneConfig)]
+    for name in options:
+        if name not in known:
+            raise PruningError(
+                f"{name}= is no option of prune(); there are {', '.join(known)}."
+                + close_names(name, known)
+            )
+    try:
+        return PruneConfig(**{**options, "round_to": options.get("round_to", 8) or 1})
+    except RecipeError as error:
+        raise PruningError(str(error)) from error
+
+
+def _check(model: Any, config: PruneConfig, batches: Any, training: Training | None) -> None:
+    if is_expanded(model):
+        raise PruningError("the model is expanded; contract(model) it before pruning.")
+    if config.needs_images and batches is None:
+        raise PruningError(
+            f"method={config.method!r}, criterion={config.criterion!r}, recalibrate="
+            f"{config.recalibrate} looks at images; pass batches= of training images and labels."
+        )
+    if config.trains and training is None:
+        raise PruningError(
+            f"method={config.method!r} trains before it removes anything; pass training=, a "
+            "timm_linop.pruning.Training."
+        )
+
+
+def _example(model: nn.Module, example: Tensor | None) -> Tensor:
+    if example is None:
+        example = torch.randn(1, *image_size(model))
+    if example.numel() == 0:
+        raise PruningError(
+            f"example holds no image ({list(example.shape)}), so nothing could be compared; pass a "
+            "batch of at least one, or None."
+        )
+    return example.to(next(model.parameters()))
+
+
+def _first_images(batches: Any, config: PruneConfig) -> Sequence[Batch]:
+    """The images that scores are taken from, in whole batches but for the last."""
+    found: list[Batch] = []
+    missing = config.score_images
+    for images, labels in batches:
+        found.append((images[:missing], labels[:missing]))
+        missing -= len(found[-1][1])
+        if not missing:
+            break
+    return found

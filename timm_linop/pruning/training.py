@@ -1,0 +1,89 @@
+"""Training towards a slim net: what ADMM and TPP do before anything is removed."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..fit import Trainer
+from ..recipe import OptimConfig, PruneConfig, Recipe, ScheduleConfig
+from ..regulariser import Regulariser
+from ..resume import Stop
+from .admm import ADMM
+from .subject import Removed, Subject
+from .tpp import TrainabilityPreserving
+
+
+def _usual() -> Recipe:
+    return Recipe(optim=OptimConfig(lr=1e-3), schedule=ScheduleConfig(sched="constant"))
+
+
+@dataclass
+class Training:
+    """How a method trains.
+
+    Attributes:
+        train: Batches of ``(images b x c x h x w, labels b)``.
+        validation: Likewise, in order; measured after each epoch.
+        recipe: Its optim, schedule, compute, checkpoint and run groups are read. With an output
+            folder, metrics.csv and checkpoints/ are written there, and a run goes on from the
+            newest checkpoint that it finds.
+        accelerator: Where it runs; None makes one.
+        stop: Asks to save and leave.
+    """
+
+    train: DataLoader[Any]
+    validation: DataLoader[Any]
+    recipe: Recipe = field(default_factory=_usual)
+    accelerator: Accelerator | None = None
+    stop: Stop = field(default_factory=Stop)
+
+
+def train_towards(
+    subject: Subject, removed: Removed, config: PruneConfig, training: Training
+) -> tuple[nn.Module, Removed, list[dict[str, float]]]:
+    """Train a copy of the dense model with the method's regulariser.
+
+    Args:
+        subject: What is pruned.
+        removed: A choice of the size wanted, which was found to be sound.
+        config: Its method is read.
+        training: How to train.
+
+    Returns:
+        The trained model, silent where it will be cut; the units that go; how it converged.
+
+    Raises:
+        PruningError: If what was trained cannot be cut soundly.
+        TrainingError: If training diverges.
+        Interrupted: If it was asked to stop.
+    """
+    model, recipe = copy.deepcopy(subject.model).train(), training.recipe
+    kept = {g.layer: g.size - len(removed[g.layer]) for g in subject.groups if g.layer in removed}
+    with tempfile.TemporaryDirectory() as scratch:
+        if recipe.run.output is None:
+            recipe = replace(recipe, run=replace(recipe.run, output=scratch))
+        accelerator = training.accelerator or Accelerator()
+        trainer = Trainer(model, None, training.train, training.validation, recipe, accelerator)
+        regulariser = _regulariser(subject, kept, config, trainer)
+        trainer.regularise(regulariser)
+        trained, _ = trainer.run(training.stop)
+    removed = regulariser.removed()
+    return trained.eval(), removed, regulariser.history
+
+
+def _regulariser(
+    subject: Subject, kept: Mapping[str, int], config: PruneConfig, trainer: Trainer
+) -> Regulariser:
+    kind = {"admm": ADMM, "tpp": TrainabilityPreserving}[config.method]
+    groups = [g for g in subject.groups if kept.get(g.layer, g.size) < g.size]
+    fewer = {group.layer: kept[group.layer] for group in groups}
+    regulariser: Regulariser = kind(trainer.model, groups, fewer, trainer.updates_in_all)
+    return regulariser

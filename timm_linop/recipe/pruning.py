@@ -1,0 +1,129 @@
+"""How much is pruned, by which method, and how that method works."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from timm_linop.errors import RecipeError
+from timm_linop.recipe.checks import check_choice, check_numbers
+
+METHODS = ("magnitude", "admm", "tpp", "curl")
+CRITERIA = (
+    "l1", "l2", "bn_scale", "lamp", "fpgm", "taylor", "hessian", "obdc", "random",
+)  # fmt: skip
+# Criteria that ask what images do to the loss.
+BY_GRADIENT = ("taylor", "hessian", "obdc")
+_AMOUNTS = ("ratio", "target_params", "target_macs", "ratios")
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """What to remove, and how it is chosen.
+
+    Attributes:
+        method: magnitude (one look at the weights), admm or tpp (which train towards the slim
+            net first), or curl (what each channel's absence does to the output).
+        ratio: Fraction of each layer's channels to remove; with --scope global, of all channels.
+            0.5 where no other amount is given.
+        target_params: Parameters that may stay, as a fraction of the dense model's or a number.
+        target_macs: Multiply-adds of one image that may stay, likewise.
+        ratios: YAML file of layer names or patterns, each with its ratio; others stay whole.
+        round_to: Keep a multiple of this many channels in each layer; 1 keeps any number.
+        keep: Names or patterns of layers that keep all their outputs.
+        criterion: Score of --method magnitude: l1, l2, bn_scale, lamp, fpgm, random, or by the
+            gradient of training images taylor, hessian, obdc.
+        scope: Where scores are compared: local (in each group) or global (among all groups);
+            curl is always global.
+        floor: Fraction of its channels below which no group is taken down by global scores.
+        iterative_steps: Remove in so many steps, with new scores in between (magnitude).
+        score_images: Training images that taylor, hessian, obdc and curl look at.
+        recalibrate: Batches of training images to take BatchNorm statistics from afterwards.
+    """
+
+    method: str = "magnitude"
+    ratio: float | None = None
+    target_params: float | None = None
+    target_macs: float | None = None
+    ratios: str | Mapping[str, float] | None = None
+    round_to: int = 8
+    keep: tuple[str, ...] = ()
+    criterion: str = "l2"
+    scope: str = "local"
+    floor: float = 0.3
+    iterative_steps: int = 1
+    score_images: int = 256
+    recalibrate: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, METHODS)
+        check_choice("criterion", self.criterion, CRITERIA)
+        check_choice("scope", self.scope, ("local", "global"))
+        self._check_amount()
+        whole = ("round_to", "iterative_steps", "score_images")
+        check_numbers(self, lambda x: _is_count(x) and x >= 1, "a whole number from 1 on", whole)
+        check_numbers(
+            self, lambda x: _is_count(x) and x >= 0, "a whole number, not below 0", ("recalibrate",)
+        )
+        check_numbers(self, lambda x: 0 <= x < 1, "a fraction from 0 to below 1", ("floor",))
+        self._check_method()
+
+    @property
+    def is_global(self) -> bool:
+        """Whether scores are compared among all groups."""
+        return self.scope == "global" or self.method == "curl"
+
+    @property
+    def trains(self) -> bool:
+        """Whether the method trains before anything is removed."""
+        return self.method in ("admm", "tpp")
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether training images are looked at."""
+        scored = self.method == "magnitude" and self.criterion in BY_GRADIENT
+        return scored or self.method == "curl" or self.recalibrate > 0
+
+    def _check_amount(self) -> None:
+        given = [name for name in _AMOUNTS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise RecipeError(
+                f"{' and '.join(given)} both say how much is to go; give one of them."
+            )
+        if self.ratio is not None and not (_is_number(self.ratio) and 0 < self.ratio < 1):
+            raise RecipeError(
+                f"ratio={self.ratio!r}: the fraction of channels to remove lies between 0 and 1; "
+                "0.5 removes half of them."
+            )
+        above_0 = ("target_params", "target_macs")
+        check_numbers(
+            self,
+            lambda x: _is_number(x) and 0 < x < math.inf,
+            "a fraction of the dense model's, or a number of them",
+            above_0,
+        )
+
+    def _check_method(self) -> None:
+        """Refuse options that the method would not heed."""
+        usual = {each.name: each.default for each in fields(self)}
+        only = {"criterion": "magnitude", "scope": "magnitude", "iterative_steps": "magnitude"}
+        for name, method in only.items():
+            if self.method != method and getattr(self, name) != usual[name]:
+                raise RecipeError(
+                    f"{name}={getattr(self, name)!r} is of --method {method}; {self.method} does "
+                    "not heed it, so leave it out."
+                )
+        if self.is_global and self.ratios is not None:
+            raise RecipeError(
+                "ratios say how much each layer loses, and a global ranking decides that itself; "
+                "use --ratio, --target-params or --target-macs, or --scope local."
+            )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
