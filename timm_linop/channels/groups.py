@@ -36,11 +36,14 @@ class Found(NamedTuple):
     Attributes:
         groups: All coupled groups of channels but those tied to what must stay.
         scores: Of each group's units, by its layer.
+        unread: Layers of groups that the score says nothing of, or whose channels cannot be told
+            apart.
         not_followed: Layers whose coupled channels torch-pruning could not follow.
     """
 
     groups: list[ChannelGroup]
     scores: dict[str, Tensor]
+    unread: tuple[str, ...]
     not_followed: tuple[str, ...]
 
 
@@ -64,6 +67,7 @@ def find_groups(model: nn.Module, example: Tensor, importance: tp.importance.Imp
     graph, parts = _graph_of(model, example), equal_parts(model)
     wholes: list[_Whole] = []
     lost: list[nn.Module] = []
+    unread: list[nn.Module] = []
     for group in _groups(graph, outputs_to_keep(model), lost):
         graph.clock.allow(_PATIENCE)
         with warnings.catch_warnings():
@@ -75,15 +79,20 @@ def find_groups(model: nn.Module, example: Tensor, importance: tp.importance.Imp
                 continue
         if whole is not None:
             wholes.append(whole)
+        else:
+            unread.append(group[0].dep.target.module)
     number_positions(model)
     groups, scores = [], {}
     for whole in wholes:
         found = _read(graph, model, whole, shapes)
-        if found is not None:
+        if found is None:
+            unread.append(whole.group[0].dep.target.module)
+        else:
             groups.append(found)
             scores[found.layer] = whole.scores.view(whole.parts, -1).mean(0)
     names = {module: name for name, module in model.named_modules()}
-    return Found(groups, scores, tuple(names.get(module, "a parameter") for module in lost))
+    named = [tuple(names.get(m, "a parameter") for m in modules) for modules in (unread, lost)]
+    return Found(groups, scores, *named)
 
 
 def _graph_of(model: nn.Module, example: Tensor) -> ChannelGraph:
@@ -181,6 +190,8 @@ def _read(
     if not digits or any(int(numbers.max()) > size for numbers in digits.values()):
         return None
     found = {axis: numbers - 1 for axis, numbers in digits.items()}
+    outputs = [name for name, axis in found if axis == 0 and name.endswith(".weight")]
+    layer = outputs[0].removesuffix(".weight") if outputs else layer
     return ChannelGroup(layer, size, found, whole.parts)
 
 

@@ -36,9 +36,9 @@ def importance_of(
         criterion: One of `timm_linop.recipe.pruning.CRITERIA`: norms of weights (l1, l2; Li et al.
             2017), BatchNorm scales (bn_scale; Liu et al. 2017), lamp (Lee et al. 2021), distance
             to the other filters (fpgm; He et al. 2019), random, or by the loss of images: first
-            order (taylor; Molchanov et al. 2019), the diagonal of the empirical Fisher matrix in
-            place of the Hessian (hessian; LeCun et al. 1990), the same by Kronecker factors
-            (obdc; Wang et al. 2019).
+            order (taylor; Molchanov et al. 2019), or the diagonal of the empirical Fisher matrix
+            in place of the Hessian's (hessian; LeCun et al. 1990). torch-pruning's OBD-C is left
+            out: it reads convolutions without bias and groups only.
         model: The copy whose groups are scored, in eval mode; it is given gradients.
         images: Batches of ``(images b x c x h x w, labels b)``, for those that ask the loss.
 
@@ -58,7 +58,7 @@ def importance_of(
     first = next(model.parameters())
     images = [(x.to(first), y.to(first.device)) for x, y in images]
     with torch.enable_grad():
-        return {"taylor": _taylor, "hessian": _hessian, "obdc": _obdc}[criterion](model, images)
+        return _taylor(model, images) if criterion == "taylor" else _hessian(model, images)
 
 
 def _taylor(model: nn.Module, images: Sequence[Batch]) -> Any:
@@ -83,20 +83,4 @@ def _hessian(model: nn.Module, images: Sequence[Batch]) -> Any:
     # torch-pruning 1.6 would keep the last image's gradient only: it looks parameters up by name.
     importance._accu_grad = squares
     importance._counter = dict.fromkeys(squares, sum(len(labels) for _, labels in images))
-    return importance
-
-
-def _obdc(model: nn.Module, images: Sequence[Batch]) -> Any:
-    importance: Any = tp.importance.OBDCImportance(num_classes=-1)
-    importance.modules = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    hooks = []
-    for module in importance.modules:
-        hooks.append(module.register_forward_pre_hook(importance._save_input))
-        hooks.append(module.register_full_backward_hook(importance._save_grad_output))
-    for x, labels in images:
-        model.zero_grad()
-        F.cross_entropy(model(x), labels).backward()
-        importance.step()
-    for hook in hooks:
-        hook.remove()
     return importance

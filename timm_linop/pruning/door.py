@@ -111,7 +111,7 @@ def pruned(
         if config.iterative_steps > 1:
             choose = step_by_step(subject, importance, config)
         removed = subject.settle(choose, time_limit)
-    trained, history = model, []
+    trained, history = model, list[dict[str, float]]()
     if training is not None and config.trains:
         trained, removed, history = train_towards(subject, removed, config, training)
     with _explained(structure.base, config):

@@ -39,6 +39,7 @@ class PruningReport:
         config: What was asked for.
         groups: Each group that can be cut soundly, by the layer that names it.
         left_whole: Layers of groups that cannot, as the result would not be the masked model's.
+        unread: Layers whose channels have no score, or cannot be told apart; they are whole.
         not_followed: Layers whose coupled channels could not be found; they are whole, too.
         mask_error: Relative difference between slim and masked model, in float64.
         history: How the method converged, if it trains: one row each time it looked.
@@ -47,6 +48,7 @@ class PruningReport:
     config: PruneConfig
     groups: Mapping[str, GroupReport]
     left_whole: tuple[str, ...]
+    unread: tuple[str, ...]
     not_followed: tuple[str, ...]
     mask_error: float
     history: Sequence[Mapping[str, float]] = field(default=(), repr=False)
@@ -66,6 +68,7 @@ class PruningReport:
             "options": asdict(self.config),
             "groups": groups,
             "left_whole": self.left_whole,
+            "unread": self.unread,
             "not_followed": self.not_followed,
             "mask_error": self.mask_error,
         }
@@ -96,6 +99,7 @@ def report_of(
         config,
         groups,
         tuple(subject.left_whole),
+        subject.unread,
         subject.not_followed,
         subject.error(removed),
         history,

@@ -43,6 +43,7 @@ class Subject:
         groups: What can go; those that turn out not to be cut soundly are taken away.
         scores: Of each group's units, by its layer.
         left_whole: Layers of groups taken away.
+        unread: Layers of groups that are not scored, or cannot be told apart; they are whole.
         not_followed: Layers whose coupled channels could not be found.
 
     Raises:
@@ -61,7 +62,7 @@ class Subject:
         with torch.enable_grad():  # torch-pruning reads autograd's graph
             spoilt = copy.deepcopy(model).cpu().double().eval().requires_grad_(True)
             found = find_groups(spoilt, example.cpu().double(), importance(spoilt))
-        self.scores, self.not_followed = found.scores, found.not_followed
+        self.scores, self.unread, self.not_followed = found.scores, found.unread, found.not_followed
         self.groups = self._without_kept(found.groups, keep)
         self.left_whole: list[str] = []
         self._check = MaskCheck(model, example, self.structure.narrow)

@@ -10,11 +10,9 @@ from timm_linop.errors import RecipeError
 from timm_linop.recipe.checks import check_choice, check_numbers
 
 METHODS = ("magnitude", "admm", "tpp", "curl")
-CRITERIA = (
-    "l1", "l2", "bn_scale", "lamp", "fpgm", "taylor", "hessian", "obdc", "random",
-)  # fmt: skip
+CRITERIA = ("l1", "l2", "bn_scale", "lamp", "fpgm", "taylor", "hessian", "random")
 # Criteria that ask what images do to the loss.
-BY_GRADIENT = ("taylor", "hessian", "obdc")
+BY_GRADIENT = ("taylor", "hessian")
 _AMOUNTS = ("ratio", "target_params", "target_macs", "ratios")
 
 
@@ -33,12 +31,12 @@ class PruneConfig:
         round_to: Keep a multiple of this many channels in each layer; 1 keeps any number.
         keep: Names or patterns of layers that keep all their outputs.
         criterion: Score of --method magnitude: l1, l2, bn_scale, lamp, fpgm, random, or by the
-            gradient of training images taylor, hessian, obdc.
+            gradient of training images taylor, hessian.
         scope: Where scores are compared: local (in each group) or global (among all groups);
             curl is always global.
         floor: Fraction of its channels below which no group is taken down by global scores.
         iterative_steps: Remove in so many steps, with new scores in between (magnitude).
-        score_images: Training images that taylor, hessian, obdc and curl look at.
+        score_images: Training images that taylor, hessian and curl look at.
         recalibrate: Batches of training images to take BatchNorm statistics from afterwards.
     """
 
@@ -114,11 +112,75 @@ class PruneConfig:
                     f"{name}={getattr(self, name)!r} is of --method {method}; {self.method} does "
                     "not heed it, so leave it out."
                 )
+        if self.iterative_steps > 1 and self.is_global:
+            raise RecipeError(
+                "iterative_steps compare channels within each group; use --scope local."
+            )
         if self.is_global and self.ratios is not None:
             raise RecipeError(
                 "ratios say how much each layer loses, and a global ranking decides that itself; "
                 "use --ratio, --target-params or --target-macs, or --scope local."
             )
+
+
+@dataclass(frozen=True)
+class ADMMConfig:
+    """How --method admm goes on.
+
+    Attributes:
+        rho: Weight of the penalty in the first stage of ADMM.
+        rho_factor: It grows by this factor from each stage to the next.
+        rho_stages: Number of stages, equally long.
+        admm_iterations: How often the copies and duals are renewed in the whole training.
+
+    Raises:
+        RecipeError: If a field is out of range.
+
+    Example:
+        >>> ADMMConfig().last_rho
+        10.0
+    """
+
+    rho: float = 0.01
+    rho_factor: float = 10.0
+    rho_stages: int = 4
+    admm_iterations: int = 40
+
+    def __post_init__(self) -> None:
+        check_numbers(self, lambda x: 0 < x < math.inf, "a number above 0", ["rho"])
+        check_numbers(self, lambda x: 1 <= x < math.inf, "1 or more", ["rho_factor"])
+        check_numbers(self, lambda x: x >= 1, "1 or more", ["rho_stages"])
+        enough = f"at least one for each of the {self.rho_stages} stages"
+        check_numbers(self, lambda x: x >= self.rho_stages, enough, ["admm_iterations"])
+
+    @property
+    def last_rho(self) -> float:
+        """Weight of the penalty in the last stage."""
+        return self.rho * self.rho_factor ** (self.rho_stages - 1)
+
+
+@dataclass(frozen=True)
+class TPPConfig:
+    """How hard and how long --method tpp presses; the defaults are the paper's for CIFAR.
+
+    Attributes:
+        tpp_gram: Weight of the Gram penalty beside the marked filters' norm.
+        tpp_top: What the penalty's coefficient grows to.
+        tpp_stabilise: Share of the steps after that, with marked filters held at zero; the paper
+            has 1/11 on CIFAR, 40/90 on ImageNet.
+
+    Raises:
+        RecipeError: If a field is out of range.
+    """
+
+    tpp_gram: float = 1000.0
+    tpp_top: float = 1.0
+    tpp_stabilise: float = 1 / 11
+
+    def __post_init__(self) -> None:
+        check_numbers(self, lambda x: 0 <= x < math.inf, "a number not below 0", ["tpp_gram"])
+        check_numbers(self, lambda x: 0 < x < math.inf, "a number above 0", ["tpp_top"])
+        check_numbers(self, lambda x: 0 <= x < 1, "a share below 1", ["tpp_stabilise"])
 
 
 def _is_number(value: object) -> bool:

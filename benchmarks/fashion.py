@@ -1,0 +1,176 @@
+"""Fashion-MNIST in memory, and the runs on it that comparisons are made of.
+
+The images are those of Debian's package ``dataset-fashion-mnist``. They are decoded once: a run is
+a minute or less, of which reading images would be most. Otherwise everything is the package's own:
+the training loop, expansion, distillation and pruning that ``train.py`` and ``prune.py`` run.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from timm_linop.data import load_data
+from timm_linop.distill import Teacher
+from timm_linop.errors import DataError
+from timm_linop.evaluation import evaluate
+from timm_linop.expand import contract, expand, is_expanded
+from timm_linop.fit import Trainer
+from timm_linop.optim import is_plain_sgd
+from timm_linop.recipe import DataConfig, DistillConfig, OptimConfig, Recipe, ScheduleConfig
+from timm_linop.resume import Stop
+
+FOLDER = "/usr/share/datasets/fashion-mnist"
+MEAN, STD = 0.2860, 0.3530
+BATCH = 64
+# At output stride 16 the last map of a 28 px image is 2 x 2.
+ARCHITECTURE, ARGUMENTS = "test_resnet", {"in_chans": 1, "num_classes": 10, "output_stride": 16}
+SIZE = (1, 28, 28)
+
+
+class Images(TensorDataset):
+    """Images and labels in memory, as the training loop wants its data."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing is drawn anew."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three splits: images ``n x 1 x 28 x 28``, normalised, and labels."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+def read(train: int, validation: int, seed: int = 0) -> Splits:
+    """Read Fashion-MNIST: so many training images drawn by the seed, others to choose by, all 10k.
+
+    Raises:
+        DataError: If it is not there.
+    """
+    try:
+        data = load_data(f"idx:{FOLDER}")
+    except DataError as error:
+        raise DataError(f"{error} Install Debian's package dataset-fashion-mnist.") from error
+    order = np.random.default_rng(seed).permutation(len(data.train))
+    chosen = data.train.select(order[:train]), data.train.select(order[train : train + validation])
+    return Splits(*(_in_memory(split) for split in (*chosen, data.test)))
+
+
+def _in_memory(split: Any) -> Images:
+    pixels = np.stack([np.asarray(image, dtype=np.float32) for image in split["image"]])
+    images = (torch.from_numpy(pixels)[:, None] / 255 - MEAN) / STD
+    return Images(images, torch.tensor(split["label"]))
+
+
+def loader(images: Images, seed: int | None = None, batch: int = BATCH) -> DataLoader[Any]:
+    """Make batches, shuffled by a seed or in order."""
+    generator = torch.Generator().manual_seed(seed or 0)
+    return DataLoader(images, batch, shuffle=seed is not None, generator=generator)
+
+
+def recipe_of(lr: float, epochs: int, **groups: Any) -> Recipe:
+    """SGD with Nesterov's momentum, one epoch of warm-up and a cosine; ``groups`` as in Recipe."""
+    return Recipe(
+        data=DataConfig(batch_size=BATCH),
+        optim=OptimConfig(lr=lr, weight_decay=1e-4),
+        schedule=ScheduleConfig(epochs=epochs, warmup_epochs=1 if epochs > 1 else 0),
+        **groups,
+    )
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracies of a trained model in percent, and its seconds of training."""
+
+    validation: float
+    test: float
+    seconds: float
+
+
+def fit(
+    model: nn.Module, splits: Splits, recipe: Recipe, seed: int, teacher: nn.Module | None = None
+) -> tuple[nn.Module, Score]:
+    """Train a model in place as ``train.py`` does, contract it, and measure it.
+
+    Args:
+        model: Dense, slim or expanded.
+        splits: The data.
+        recipe: How.
+        seed: Of the batches' order.
+        teacher: For distillation.
+    """
+    loading = DataLoaderConfiguration(use_seedable_sampler=True)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), dataloader_config=loading)
+    with tempfile.TemporaryDirectory() as scratch:
+        recipe = replace(recipe, run=replace(recipe.run, output=scratch, seed=seed))
+        recipe = replace(recipe, schedule=recipe.schedule.effective())
+        mean, std = [MEAN], [STD]
+        taught = Teacher(copy.deepcopy(teacher), mean, std, mean, std) if teacher else None
+        batches = loader(splits.train, seed), loader(splits.validation, batch=500)
+        trainer = Trainer(model, taught, *batches, recipe, accelerator)
+        trained, seconds = trainer.run(Stop())
+    trained = contract(trained) if is_expanded(trained) else trained
+    found = [accuracy(trained, split) for split in (splits.validation, splits.test)]
+    return trained.eval(), Score(*found, seconds)
+
+
+def accuracy(model: nn.Module, images: Images) -> float:
+    """Top-1 in percent."""
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    return evaluate(model, accelerator.prepare(loader(images, batch=500)), accelerator).top1
+
+
+def dense(seed: int) -> nn.Module:
+    """Draw the dense network."""
+    torch.manual_seed(seed)
+    return timm.create_model(ARCHITECTURE, **ARGUMENTS)
+
+
+def fine_tuned(
+    slim: nn.Module,
+    teacher: nn.Module,
+    splits: Splits,
+    arm: Mapping[str, Any],
+    lr: float,
+    epochs: int,
+    seed: int,
+) -> Score:
+    """Fine-tune a copy of a slim network.
+
+    Args:
+        slim: The network; it stays as it is.
+        teacher: The dense one.
+        splits: The data.
+        arm: ``rate`` and ``init`` of the expansion, and fields of DistillConfig.
+        lr: Learning rate.
+        epochs: Epochs.
+        seed: Of factors and batches.
+    """
+    arm = dict(arm)
+    rate, init = arm.pop("rate", 0), arm.pop("init", "orthogonal")
+    distill = DistillConfig(**{"gamma": 0.0, **arm})
+    recipe = recipe_of(lr, epochs, distill=distill)
+    student = copy.deepcopy(slim)
+    if rate:
+        expand(student, rate, init, seed=seed, compact=is_plain_sgd(recipe.optim))
+    asked = teacher if distill.gamma or distill.kd_weight else None
+    return fit(student, splits, recipe, seed, asked)[1]
+
+
+def stacked(images: Images, count: int) -> list[tuple[Tensor, Tensor]]:
+    """The first images, in one batch, as pruning scores are taken from."""
+    pixels, labels = images[:count]
+    return [(pixels, labels)]
