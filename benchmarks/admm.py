@@ -18,21 +18,22 @@ from torch import Tensor, nn
 
 from timm_linop.channels.coupled import ChannelGroup
 from timm_linop.channels.cut import cut_tensors, kept_by
-from timm_linop.pruning.admm import ADMM, ADMMSettings
+from timm_linop.pruning.admm import ADMM
 from timm_linop.pruning.silence import silence
+from timm_linop.recipe import ADMMConfig
 from timm_linop.regulariser import Regulariser
 
 KEPT = {"stem": 6, "first": 6, "last": 12}
 TRAIN, BATCH = 1397, 64
 # Learning rate, whether it falls by a cosine, settings.
 RUNS = (
-    (0.01, False, ADMMSettings()),
-    (0.01, True, ADMMSettings()),
-    (0.01, False, ADMMSettings(iterations=30)),
-    (0.01, False, ADMMSettings(rho=1.0, rho_stages=2)),
-    (0.01, True, ADMMSettings(rho=1.0, rho_stages=2)),
-    (0.01, False, ADMMSettings(rho=0.001, rho_stages=4)),
-    (0.001, False, ADMMSettings(rho=1.0, rho_stages=3)),
+    (0.01, False, ADMMConfig()),
+    (0.01, True, ADMMConfig()),
+    (0.01, False, ADMMConfig(admm_iterations=30)),
+    (0.01, False, ADMMConfig(rho=1.0, rho_stages=2)),
+    (0.01, True, ADMMConfig(rho=1.0, rho_stages=2)),
+    (0.01, False, ADMMConfig(rho=0.001, rho_stages=4)),
+    (0.001, False, ADMMConfig(rho=1.0, rho_stages=3)),
 )
 COLUMNS = "seed", "lr", "rho", "iterations", "residual", "dense", "at once", "and trained"
 COLUMNS += "before the cut", "after"
@@ -163,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             silence(model, groups, admm.removed())
             print(
                 f"| {seed} | {lr:g}{' cosine' if cosine else ''} "
-                f"| {settings.rho:g} to {settings.last_rho:g} | {settings.iterations} "
+                f"| {settings.rho:g} to {settings.last_rho:g} | {settings.admm_iterations} "
                 f"| {admm.history[-1]['residual']:.4f} | {known} | {before:.1f} "
                 f"| {accuracy(model, test):.1f} |",
                 flush=True,

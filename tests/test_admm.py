@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from benchmarks import admm as digits
 from timm_linop.channels.coupled import ChannelGroup
 from timm_linop.errors import CheckpointError, PruningError, RecipeError
-from timm_linop.pruning.admm import ADMM, ADMMSettings, check_stable, project
+from timm_linop.pruning.admm import ADMM, check_stable, project
 from timm_linop.pruning.silence import silence
+from timm_linop.recipe import ADMMConfig
 from timm_linop.regulariser import Regulariser
 
 
@@ -85,7 +86,7 @@ def two_layers() -> tuple[nn.Module, list[ChannelGroup]]:
 def test_the_iterations_are_those_of_the_paper() -> None:
     """Against the three lines of the algorithm, written out for one layer without tied filters."""
     model, groups = two_layers()
-    stages = ADMMSettings(rho=0.5, rho_stages=2, iterations=4)
+    stages = ADMMConfig(rho=0.5, rho_stages=2, admm_iterations=4)
     admm = ADMM(model, groups, {"0": 2}, steps=8, settings=stages)
     w: Any = model[0].weight
 
@@ -217,7 +218,7 @@ def test_impossible_numbers_of_units_are_refused(kept: dict[str, int], message: 
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=f"{next(iter(wrong))}="):
-        ADMMSettings(**wrong)
+        ADMMConfig(**wrong)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
@@ -227,9 +228,9 @@ def test_what_is_called_stable_stays_and_twice_as_much_may_not(
 ) -> None:
     """torch's own SGD on rho/2 w^2, with the least rho that is refused and twice that."""
     lr, limit = 0.1, (1 + momentum) / (1 + 2 * momentum) / 0.1
-    check_stable(ADMMSettings(rho=0.999 * limit, rho_stages=1), lr, momentum)
+    check_stable(ADMMConfig(rho=0.999 * limit, rho_stages=1), lr, momentum)
     with pytest.raises(RecipeError, match="overshoot"):
-        check_stable(ADMMSettings(rho=1.001 * limit, rho_stages=1), lr, momentum)
+        check_stable(ADMMConfig(rho=1.001 * limit, rho_stages=1), lr, momentum)
 
     def after_steps(rho: float) -> float:
         w = nn.Parameter(torch.ones(1, dtype=torch.float64))

@@ -18,7 +18,6 @@ whatever a filter's norm, so what is to go becomes small and never silent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -27,52 +26,16 @@ from torch.nn.functional import mse_loss
 
 from ..channels.coupled import ChannelGroup
 from ..errors import CheckpointError, PruningError, RecipeError, close_names
-from ..recipe.checks import check_numbers
+from ..recipe import ADMMConfig
 from .projection import project, zeroed
 
-__all__ = ["ADMM", "CONVERGED", "ADMMSettings", "check_stable", "project"]
+__all__ = ["ADMM", "CONVERGED", "check_stable", "project"]
 
 # Residual under which the method has converged.
 CONVERGED = 1e-2
 
 
-@dataclass(frozen=True)
-class ADMMSettings:
-    """How ADMM goes on.
-
-    Attributes:
-        rho: Weight of the penalty in the first stage.
-        rho_factor: It grows by this factor from each stage to the next.
-        rho_stages: Number of stages, equally long.
-        iterations: How often ``Z`` and ``U`` are renewed in the whole training.
-
-    Raises:
-        RecipeError: If a field is out of range.
-
-    Example:
-        >>> ADMMSettings().last_rho
-        10.0
-    """
-
-    rho: float = 0.1
-    rho_factor: float = 10.0
-    rho_stages: int = 3
-    iterations: int = 15
-
-    def __post_init__(self) -> None:
-        check_numbers(self, lambda x: 0 < x < float("inf"), "a number above 0", ["rho"])
-        check_numbers(self, lambda x: 1 <= x < float("inf"), "1 or more", ["rho_factor"])
-        check_numbers(self, lambda x: x >= 1, "1 or more", ["rho_stages"])
-        enough = f"at least one for each of the {self.rho_stages} stages"
-        check_numbers(self, lambda x: x >= self.rho_stages, enough, ["iterations"])
-
-    @property
-    def last_rho(self) -> float:
-        """Weight of the penalty in the last stage."""
-        return self.rho * self.rho_factor ** (self.rho_stages - 1)
-
-
-def check_stable(settings: ADMMSettings, lr: float, momentum: float = 0.0) -> None:
+def check_stable(settings: ADMMConfig, lr: float, momentum: float = 0.0) -> None:
     """Refuse a penalty that SGD at this learning rate would overshoot, to ask before long work.
 
     On ``rho/2 w^2`` SGD diverges once ``lr rho`` is over 2, with momentum ``m`` over ``2 (1 + m)``,
@@ -89,8 +52,8 @@ def check_stable(settings: ADMMSettings, lr: float, momentum: float = 0.0) -> No
         RecipeError: If the last stage is too steep.
 
     Example:
-        >>> check_stable(ADMMSettings(), lr=0.01, momentum=0.9)
-        >>> check_stable(ADMMSettings(), lr=0.1, momentum=0.9)
+        >>> check_stable(ADMMConfig(), lr=0.01, momentum=0.9)
+        >>> check_stable(ADMMConfig(), lr=0.1, momentum=0.9)
         Traceback (most recent call last):
         timm_linop.errors.RecipeError: rho grows to 10, ... take a rho of 0.068 or less, ...
     """
@@ -144,10 +107,10 @@ class ADMM:
         groups: Sequence[ChannelGroup],
         kept: Mapping[str, int],
         steps: int,
-        settings: ADMMSettings | None = None,
+        settings: ADMMConfig | None = None,
     ) -> None:
-        self.settings, self.steps = settings or ADMMSettings(), steps
-        self.iterations = min(self.settings.iterations, steps)
+        self.settings, self.steps = settings or ADMMConfig(), steps
+        self.iterations = min(self.settings.admm_iterations, steps)
         self.history: list[dict[str, float]] = []
         self._constraints = _constraints_of(model, groups, kept)
         names = dict.fromkeys(n for each in self._constraints for n in each.filters | each.others)

@@ -13,16 +13,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..fit import Trainer
-from ..recipe import OptimConfig, PruneConfig, Recipe, ScheduleConfig
+from ..optim import is_plain_sgd
+from ..recipe import ADMMConfig, PruneConfig, Recipe, ScheduleConfig, TPPConfig
 from ..regulariser import Regulariser
 from ..resume import Stop
-from .admm import ADMM
+from .admm import ADMM, check_stable
+from .silence import silence
 from .subject import Removed, Subject
 from .tpp import TrainabilityPreserving
 
 
 def _usual() -> Recipe:
-    return Recipe(optim=OptimConfig(lr=1e-3), schedule=ScheduleConfig(sched="constant"))
+    return Recipe(schedule=ScheduleConfig(epochs=30, sched="constant", warmup_epochs=0))
 
 
 @dataclass
@@ -37,6 +39,8 @@ class Training:
             newest checkpoint that it finds.
         accelerator: Where it runs; None makes one.
         stop: Asks to save and leave.
+        admm: How admm goes on.
+        tpp: How tpp presses.
     """
 
     train: DataLoader[Any]
@@ -44,6 +48,8 @@ class Training:
     recipe: Recipe = field(default_factory=_usual)
     accelerator: Accelerator | None = None
     stop: Stop = field(default_factory=Stop)
+    admm: ADMMConfig = field(default_factory=ADMMConfig)
+    tpp: TPPConfig = field(default_factory=TPPConfig)
 
 
 def train_towards(
@@ -65,25 +71,48 @@ def train_towards(
         TrainingError: If training diverges.
         Interrupted: If it was asked to stop.
     """
+    check_penalty(config, training)
     model, recipe = copy.deepcopy(subject.model).train(), training.recipe
-    kept = {g.layer: g.size - len(removed[g.layer]) for g in subject.groups if g.layer in removed}
+    kept = {g.layer: g.size - len(removed.get(g.layer, ())) for g in subject.groups}
     with tempfile.TemporaryDirectory() as scratch:
         if recipe.run.output is None:
             recipe = replace(recipe, run=replace(recipe.run, output=scratch))
         accelerator = training.accelerator or Accelerator()
         trainer = Trainer(model, None, training.train, training.validation, recipe, accelerator)
-        regulariser = _regulariser(subject, kept, config, trainer)
+        if trainer.sharded:
+            raise PruningError(
+                f"{accelerator.distributed_type.value} spreads the weights over the processes, and "
+                f"{config.method} compares whole filters; launch with multi_gpu.yaml."
+            )
+        regulariser = _regulariser(subject, kept, config, training, trainer)
         trainer.regularise(regulariser)
         trained, _ = trainer.run(training.stop)
     removed = regulariser.removed()
+    silence(trained, subject.groups, removed)
     return trained.eval(), removed, regulariser.history
 
 
+def check_penalty(config: PruneConfig, training: Training) -> None:
+    """Refuse, before long work, a penalty that the optimiser would overshoot.
+
+    Raises:
+        RecipeError: If it would.
+    """
+    optim = training.recipe.optim
+    if config.method == "admm" and is_plain_sgd(optim):
+        check_stable(training.admm, optim.lr, optim.momentum)
+
+
 def _regulariser(
-    subject: Subject, kept: Mapping[str, int], config: PruneConfig, trainer: Trainer
+    subject: Subject,
+    kept: Mapping[str, int],
+    config: PruneConfig,
+    training: Training,
+    trainer: Trainer,
 ) -> Regulariser:
-    kind = {"admm": ADMM, "tpp": TrainabilityPreserving}[config.method]
-    groups = [g for g in subject.groups if kept.get(g.layer, g.size) < g.size]
+    groups = [group for group in subject.groups if kept[group.layer] < group.size]
     fewer = {group.layer: kept[group.layer] for group in groups}
-    regulariser: Regulariser = kind(trainer.model, groups, fewer, trainer.updates_in_all)
-    return regulariser
+    towards = (trainer.model, groups, fewer, trainer.updates_in_all)
+    if config.method == "admm":
+        return ADMM(*towards, training.admm)
+    return TrainabilityPreserving(*towards, training.tpp)

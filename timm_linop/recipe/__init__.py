@@ -11,7 +11,7 @@ from timm_linop.data import Augmentation
 from timm_linop.errors import RecipeError
 from timm_linop.recipe.named import NamedConfig
 from timm_linop.recipe.optim import OptimConfig
-from timm_linop.recipe.pruning import PruneConfig
+from timm_linop.recipe.pruning import ADMMConfig, PruneConfig, TPPConfig
 from timm_linop.recipe.running import (
     CheckpointConfig,
     DataConfig,
@@ -24,6 +24,7 @@ from timm_linop.recipe.training import ComputeConfig
 from timm_linop.recipe.what import DenseConfig, DistillConfig, ExpandConfig, ModelConfig
 
 __all__ = [
+    "ADMMConfig",
     "CheckpointConfig",
     "ComputeConfig",
     "DataConfig",
@@ -39,6 +40,7 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "SnapshotConfig",
+    "TPPConfig",
     "WatchConfig",
 ]
 
@@ -151,15 +153,17 @@ class PruneRecipe:
     """All settings of ``prune.py``; those of training are of the methods that train.
 
     Example:
-        >>> PruneRecipe(prune=PruneConfig(method="tpp")).training().optim.lr
-        0.001
+        >>> PruneRecipe(prune=PruneConfig(method="tpp")).training().schedule.sched
+        'constant'
     """
 
     model: DenseConfig = field(default_factory=DenseConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
+    admm: ADMMConfig = field(default_factory=ADMMConfig)
+    tpp: TPPConfig = field(default_factory=TPPConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: Augmentation = field(default_factory=Augmentation)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3))
+    optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(
         default_factory=lambda: ScheduleConfig(epochs=30, sched="constant", warmup_epochs=0)
     )

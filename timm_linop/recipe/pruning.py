@@ -141,10 +141,10 @@ class ADMMConfig:
         10.0
     """
 
-    rho: float = 0.01
+    rho: float = 0.1
     rho_factor: float = 10.0
-    rho_stages: int = 4
-    admm_iterations: int = 40
+    rho_stages: int = 3
+    admm_iterations: int = 15
 
     def __post_init__(self) -> None:
         check_numbers(self, lambda x: 0 < x < math.inf, "a number above 0", ["rho"])
