@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -56,6 +56,7 @@ def test_the_gram_loss_has_its_stated_value_and_gradient() -> None:
     assert torch.autograd.gradcheck(lambda w: gram_penalty(w, kept[:4]), small)
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 7), st.integers(1, 6), st.data())
 def test_what_the_gram_loss_is(seed: int, filters: int, numbers: int, data: Any) -> None:
     weight = torch.randn(
