@@ -214,7 +214,7 @@ def test_impossible_numbers_of_units_are_refused(kept: dict[str, int], message: 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rho": 0.0}, {"rho_factor": 0.5}, {"rho_stages": 0}, {"iterations": 2}]
+    "wrong", [{"rho": 0.0}, {"rho_factor": 0.5}, {"rho_stages": 0}, {"admm_iterations": 2}]
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=f"{next(iter(wrong))}="):

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from timm_linop.channels.coupled import ChannelGroup
 from timm_linop.errors import CheckpointError, PruningError, RecipeError
 from timm_linop.pruning.tpp import (
-    TPPSettings,
     TrainabilityPreserving,
     gram_penalty,
     marked_units,
 )
+from timm_linop.recipe import TPPConfig
 from timm_linop.regulariser import Regulariser
 
 
@@ -133,9 +133,9 @@ def test_what_cannot_be_marked() -> None:
             TrainabilityPreserving(model, [group], kept, steps=10)
     with pytest.raises(PruningError, match="0 steps"):
         TrainabilityPreserving(model, [group], {"0": 3}, steps=0)
-    for wrong in ({"gram": -1.0}, {"top": 0.0}, {"stabilise": 1.0}):
+    for wrong in ({"tpp_gram": -1.0}, {"tpp_top": 0.0}, {"tpp_stabilise": 1.0}):
         with pytest.raises(RecipeError, match="out of range"):
-            TPPSettings(**wrong)
+            TPPConfig(**wrong)
 
 
 # --- the schedule -------------------------------------------------------------------------------
@@ -146,11 +146,11 @@ def test_lambda_is_the_papers_and_scales() -> None:
     cifar = TrainabilityPreserving(model, [group], {"0": 3}, steps=110_000)
     told = [cifar.coefficient(step) for step in (9, 10, 19, 20, 50_000, 99_999, 100_000, 110_000)]
     assert told == pytest.approx([0, 1e-4, 1e-4, 2e-4, 0.5, 0.9999, 1, 1], abs=1e-12)
-    longer = TPPSettings(stabilise=40 / 90)
+    longer = TPPConfig(tpp_stabilise=40 / 90)
     imagenet = TrainabilityPreserving(model, [group], {"0": 3}, 90_000, longer)
     told = [imagenet.coefficient(step) for step in (4, 5, 49_999, 50_000)]
     assert told == pytest.approx([0, 1e-4, 0.9999, 1], abs=1e-12)
-    short = TrainabilityPreserving(model, [group], {"0": 3}, 11, TPPSettings(top=4.0))
+    short = TrainabilityPreserving(model, [group], {"0": 3}, 11, TPPConfig(tpp_top=4.0))
     assert [short.coefficient(step) for step in range(1, 12)] == pytest.approx(
         [0.4, 0.8, 1.2, 1.6, 2, 2.4, 2.8, 3.2, 3.6, 4, 4]
     )

@@ -50,8 +50,10 @@ def parse(kind: type[R], argv: Sequence[str], prog: str) -> R:
     groups: dict[str, Any] = get_type_hints(kind)
     parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of settings; flags win.")
-    for group in groups.values():
-        parser.add_class_arguments(group)
+    flags = _flags(kind)
+    for name, group in groups.items():
+        others = {each.name for each in fields(group)} - set(flags[name])
+        parser.add_class_arguments(group, skip=others)
     parser.set_defaults(_settings(kind()))
     try:
         words = _as_jsonargparse(argv, list(groups.values()))
@@ -59,13 +61,13 @@ def parse(kind: type[R], argv: Sequence[str], prog: str) -> R:
     except RecipeError:
         raise
     except Exception as error:  # argparse's, jsonargparse's and yaml's own
-        known = [f.name for group in groups.values() for f in fields(group)]
+        known = [flag for group in flags.values() for flag in group]
         raise RecipeError(
             f"{prog}: {_in_one_line(error)}; {prog} --help lists the flags.{_close(error, known)}"
         ) from error
     return kind(
         **{
-            name: group(**{f.name: values[f.name] for f in fields(group)})
+            name: group(**{flag: values[flag] for flag in flags[name]})
             for name, group in groups.items()
         }
     )
@@ -142,7 +144,24 @@ def flat(recipe: Recipe | PruneRecipe) -> dict[str, Any]:
 
 
 def _settings(recipe: Recipe | PruneRecipe) -> dict[str, Any]:
-    return {key: value for group in asdict(recipe).values() for key, value in group.items()}
+    return {
+        flag: value
+        for group, flags in _flags(type(recipe)).items()
+        for flag, value in asdict(getattr(recipe, group)).items()
+        if flag in flags
+    }
+
+
+def _flags(kind: type[Recipe | PruneRecipe]) -> dict[str, list[str]]:
+    """The settings of each group that are flags: where two share a name, the first one's is.
+
+    ``prune.py --ratio`` is how much to prune, and timm's ``--ratio`` of random crops none of it.
+    """
+    found: dict[str, list[str]] = {}
+    for name, group in get_type_hints(kind).items():
+        taken = {flag for flags in found.values() for flag in flags}
+        found[name] = [each.name for each in fields(group) if each.name not in taken]
+    return found
 
 
 def write_yaml(recipe: Recipe | PruneRecipe, path: Path) -> None:
@@ -177,8 +196,9 @@ def _as_jsonargparse(argv: Sequence[str], groups: Any) -> list[str]:
     flags mean when they are bare is in their field's metadata. ``--config`` goes first, since
     jsonargparse lets the later word win.
     """
-    kinds = {f.name: str(f.type) for group in groups for f in fields(group)}
-    bare = {f.name: f.metadata["bare"] for group in groups for f in fields(group) if f.metadata}
+    settings = [each for group in reversed(groups) for each in fields(group)]  # the first one wins
+    kinds = {each.name: str(each.type) for each in settings}
+    bare = {each.name: each.metadata["bare"] for each in settings if each.metadata}
     bare |= {name: "true" for name, kind in kinds.items() if kind == "bool"}
     words, files, out = list(argv), [], []
     while words:

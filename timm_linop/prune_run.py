@@ -16,7 +16,7 @@ from .flags import write_yaml
 from .models import trained_model
 from .optim import check_training
 from .outcome import Outcome
-from .pruning import Pruned, PruningReport, Training, pruned
+from .pruning import Pruned, PruningReport, Training, check_penalty, pruned
 from .publish import push_result
 from .recipe import PruneRecipe
 from .report import accuracies, finish, tell, with_costs
@@ -42,6 +42,7 @@ def prune(recipe: PruneRecipe) -> Path:
     trains = recipe.prune.trains
     if trains:
         check_training(recipe.optim, recipe.schedule)
+        check_penalty(recipe.prune, recipe.optim, recipe.admm)
     resumed, output = recipe.checkpoint.resume is not None, Path(recipe.run.output or "")
     accelerator = start(recipe, writes=not resumed)
     if resumed and (output / "slim").exists():
@@ -69,7 +70,8 @@ def _pruned(
     options = {each.name: getattr(recipe.prune, each.name) for each in fields(recipe.prune)}
     images = scoring_images(recipe, data, loaders.config)
     with stop_signals() as stop:
-        training = Training(loaders.train, loaders.validation, recipe.training(), accelerator, stop)
+        how = (recipe.training(), accelerator, stop, recipe.admm, recipe.tpp)
+        training = Training(loaders.train, loaders.validation, *how)
         return pruned(dense, batches=images, training=training, **options)
 
 

@@ -2,6 +2,6 @@
 
 from .door import prune, pruned
 from .report import GroupReport, Pruned, PruningReport
-from .training import Training
+from .training import Training, check_penalty
 
-__all__ = ["GroupReport", "Pruned", "PruningReport", "Training", "prune", "pruned"]
+__all__ = ["GroupReport", "Pruned", "PruningReport", "Training", "check_penalty", "prune", "pruned"]

@@ -25,7 +25,7 @@ from .curl import kl_scores
 from .iterative import step_by_step
 from .report import Pruned, report_of
 from .subject import Subject
-from .training import Training, train_towards
+from .training import Training, check_penalty, train_towards
 
 Batch = tuple[Tensor, Tensor]
 
@@ -180,6 +180,8 @@ def _check(model: Any, config: PruneConfig, batches: Any, training: Training | N
             f"method={config.method!r} trains before it removes anything; pass training=, a "
             "timm_linop.pruning.Training."
         )
+    if training is not None:
+        check_penalty(config, training.recipe.optim, training.admm)
 
 
 def _example(model: nn.Module, example: Tensor | None) -> Tensor:

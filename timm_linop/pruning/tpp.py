@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from ..channels.coupled import ChannelGroup
-from ..errors import CheckpointError, PruningError, RecipeError
+from ..errors import CheckpointError, PruningError
+from ..recipe import TPPConfig
 
 _REFRESHES = 10_000  # lambda grows by 1e-4 of its top at a time, as in the paper
 _ROWS = 200  # of the history, over a whole run
@@ -97,41 +98,6 @@ def marked_units(model: nn.Module, group: ChannelGroup, kept: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class TPPSettings:
-    """How hard and how long TPP presses; the defaults are the paper's for CIFAR.
-
-    Momentum SGD of learning rate ``lr`` shrinks marked filters by about
-    ``exp(-lr / (1 - momentum) * top * steps / 2)`` by their norm alone: with the paper's 1e-3, 0.9
-    and 100,000 steps to nothing, with 1,000 steps to a hundredth. A run of few steps needs a larger
-    learning rate or ``top``, else much is left when it is set to zero.
-
-    Attributes:
-        gram: Weight of ``L_gram`` beside the marked filters' norm.
-        top: What ``lambda`` grows to.
-        stabilise: Share of the steps after that, with marked filters held at zero; 40/90 on
-            ImageNet.
-
-    Raises:
-        RecipeError: If one of them is out of range.
-
-    Example:
-        >>> TPPSettings(stabilise=40 / 90).gram
-        1000.0
-    """
-
-    gram: float = 1000.0
-    top: float = 1.0
-    stabilise: float = 1 / 11
-
-    def __post_init__(self) -> None:
-        if not (self.gram >= 0 and self.top > 0 and 0 <= self.stabilise < 1):
-            raise RecipeError(
-                f"{self} is out of range: TPP needs gram of 0 or more, top above 0 and stabilise "
-                "from 0 to below 1; 1000, 1 and 1/11 are the paper's."
-            )
-
-
-@dataclass(frozen=True)
 class _Part:
     """A tensor of a layer or norm, indices of its rows that go, and a mask of those that stay."""
 
@@ -182,13 +148,13 @@ class TrainabilityPreserving:
         groups: Sequence[ChannelGroup],
         kept: Mapping[str, int],
         steps: int,
-        settings: TPPSettings | None = None,
+        settings: TPPConfig | None = None,
     ) -> None:
         _check(groups, kept, steps)
-        self.settings = settings or TPPSettings()
+        self.settings = settings or TPPConfig()
         self.history: list[dict[str, float]] = []
         self._model, self._groups, self._steps, self._updates = model, tuple(groups), steps, 0
-        self._growth = max(1, steps - round(self.settings.stabilise * steps))
+        self._growth = max(1, steps - round(self.settings.tpp_stabilise * steps))
         self._mark({group.layer: marked_units(model, group, kept[group.layer]) for group in groups})
 
     def coefficient(self, step: int) -> float:
@@ -198,7 +164,7 @@ class TrainabilityPreserving:
         at each step where there are fewer.
         """
         refreshes = min(_REFRESHES, self._growth)
-        return self.settings.top * min(1.0, step * refreshes // self._growth / refreshes)
+        return self.settings.tpp_top * min(1.0, step * refreshes // self._growth / refreshes)
 
     def penalty(self) -> Tensor:
         """What is added to the next step's loss."""
@@ -206,7 +172,7 @@ class TrainabilityPreserving:
             return torch.zeros((), device=self._parts[0].rows.device, requires_grad=True)
         with torch.autocast(self._parts[0].rows.device.type, enabled=False):
             norms = [part.rows.index_select(0, part.gone).square().sum() for part in self._parts]
-            total = self.settings.gram * self._gram() + torch.stack(norms).sum() / 2
+            total = self.settings.tpp_gram * self._gram() + torch.stack(norms).sum() / 2
             return self.coefficient(self._updates + 1) * total
 
     @torch.no_grad()

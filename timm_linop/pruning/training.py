@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..fit import Trainer
 from ..optim import is_plain_sgd
-from ..recipe import ADMMConfig, PruneConfig, Recipe, ScheduleConfig, TPPConfig
+from ..recipe import ADMMConfig, OptimConfig, PruneConfig, Recipe, ScheduleConfig, TPPConfig
 from ..regulariser import Regulariser
 from ..resume import Stop
 from .admm import ADMM, check_stable
@@ -71,7 +71,6 @@ def train_towards(
         TrainingError: If training diverges.
         Interrupted: If it was asked to stop.
     """
-    check_penalty(config, training)
     model, recipe = copy.deepcopy(subject.model).train(), training.recipe
     kept = {g.layer: g.size - len(removed.get(g.layer, ())) for g in subject.groups}
     with tempfile.TemporaryDirectory() as scratch:
@@ -92,15 +91,14 @@ def train_towards(
     return trained.eval(), removed, regulariser.history
 
 
-def check_penalty(config: PruneConfig, training: Training) -> None:
+def check_penalty(config: PruneConfig, optim: OptimConfig, admm: ADMMConfig) -> None:
     """Refuse, before long work, a penalty that the optimiser would overshoot.
 
     Raises:
         RecipeError: If it would.
     """
-    optim = training.recipe.optim
     if config.method == "admm" and is_plain_sgd(optim):
-        check_stable(training.admm, optim.lr, optim.momentum)
+        check_stable(admm, optim.lr, optim.momentum)
 
 
 def _regulariser(
