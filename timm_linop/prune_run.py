@@ -16,7 +16,7 @@ from .flags import write_yaml
 from .models import trained_model
 from .optim import check_training
 from .outcome import Outcome
-from .pruning import Pruned, PruningReport, Training, check_penalty, pruned
+from .pruning import KeptScores, Pruned, PruningReport, Training, check_penalty, pruned
 from .publish import push_result
 from .recipe import PruneRecipe
 from .report import accuracies, finish, tell, with_costs
@@ -72,7 +72,8 @@ def _pruned(
     with stop_signals() as stop:
         how = (recipe.training(), accelerator, stop, recipe.admm, recipe.tpp)
         training = Training(loaders.train, loaders.validation, *how)
-        return pruned(dense, batches=images, training=training, **options)
+        kept = KeptScores(Path(recipe.run.output or "") / "scores.json", accelerator, stop)
+        return pruned(dense, batches=images, training=training, kept_scores=kept, **options)
 
 
 def _finish(

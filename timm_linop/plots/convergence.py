@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from timm_linop.errors import DataError
-from timm_linop.plots.canvas import BLUE, GREY, ORANGE, new_axes, new_figure, save
+from timm_linop.plots.canvas import BLUE, ORANGE, new_axes, new_figure, save
 
 
 def convergence(convergence_csv: Path, out: Path) -> Path:
@@ -93,10 +93,7 @@ def scores(
     axes.scatter(places[~went], values[~went], s=3, color=BLUE, label=f"{(~went).sum():,} stay")
     axes.scatter(places[went], values[went], s=3, color=ORANGE, label=f"{went.sum():,} go")
     axes.set(xlabel="channels, in the order of their scores", ylabel="score")
-    if values[0] > 0:
+    if values[0] > 0 and values[-1] > 30 * values[0]:
         axes.set_yscale("log")
-    elif values[-1] > 0:
-        axes.set_yscale("symlog", linthresh=values[values > 0].min())
-    axes.axhline(0, color=GREY, linewidth=0.5) if values[0] < 0 else None
     axes.legend(frameon=False, fontsize=9, markerscale=3)
     return save(figure, out)

@@ -23,6 +23,7 @@ from .choice import by_scores
 from .criteria import importance_of
 from .curl import kl_scores
 from .iterative import step_by_step
+from .kept_scores import KeptScores
 from .report import Pruned, report_of
 from .subject import Subject
 from .training import Training, check_penalty, train_towards
@@ -85,10 +86,21 @@ def pruned(
     *,
     batches: Any = None,
     training: Training | None = None,
+    kept_scores: KeptScores | None = None,
     time_limit: float = 300,
     **options: Any,
 ) -> Pruned:
     """Prune as `prune` does, and tell what was found on the way.
+
+    Args:
+        model: As for `prune`, like those below that are not told of here.
+        example: Likewise.
+        batches: Likewise.
+        training: Likewise.
+        kept_scores: Where curl keeps its scores, from which it goes on; its processes share the
+            work.
+        time_limit: Likewise.
+        options: Likewise.
 
     Returns:
         The slim model, and a report: groups, scores, what was left whole, how a method converged.
@@ -106,7 +118,7 @@ def pruned(
     importance = partial(importance_of, config.criterion, images=images)
     with _explained(structure.base, config):
         subject = Subject(model, structure, example, importance, config.keep)
-        scores = _scores(subject, config, images)
+        scores = _scores(subject, config, images, kept_scores)
         choose = by_scores(subject, scores, config)
         if config.iterative_steps > 1:
             choose = step_by_step(subject, importance, config)
@@ -140,11 +152,23 @@ def _explained(base: str, config: PruneConfig) -> Iterator[None]:
         ) from error
 
 
-def _scores(subject: Subject, config: PruneConfig, images: Sequence[Batch]) -> Mapping[str, Tensor]:
+def _scores(
+    subject: Subject, config: PruneConfig, images: Sequence[Batch], kept: KeptScores | None
+) -> Mapping[str, Tensor]:
     """Of each group's units: by torch-pruning's criterion, or by what the output is without it."""
     if config.method != "curl":
         return subject.scores
-    return kl_scores(subject.model, subject.groups, torch.cat([x for x, _ in images]))
+    stacked = torch.cat([x for x, _ in images])
+    if kept is None:
+        return kl_scores(subject.model, subject.groups, stacked)
+    return kl_scores(
+        subject.model,
+        subject.groups,
+        stacked,
+        done=kept.done,
+        after_group=kept.add,
+        accelerator=kept.accelerator,
+    )
 
 
 def _recalibrate(slim: nn.Module, batches: Any, count: int) -> None:

@@ -92,7 +92,7 @@ def report_of(
     groups = {}
     for group in subject.groups:
         gone = tuple(removed.get(group.layer, ()))
-        own = tuple(scores[group.layer].tolist()) if group.layer in scores else ()
+        own = tuple(scores[group.layer].tolist()) if not config.trains else ()
         layers = tuple(group.layers())
         groups[group.layer] = GroupReport(layers, group.size, group.size - len(gone), gone, own)
     return PruningReport(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,10 +18,12 @@ from ..optim import is_plain_sgd
 from ..recipe import ADMMConfig, OptimConfig, PruneConfig, Recipe, ScheduleConfig, TPPConfig
 from ..regulariser import Regulariser
 from ..resume import Stop
-from .admm import ADMM, check_stable
+from .admm import ADMM, CONVERGED, check_stable
 from .silence import silence
 from .subject import Removed, Subject
 from .tpp import TrainabilityPreserving
+
+_log = logging.getLogger(__name__)
 
 
 def _usual() -> Recipe:
@@ -86,6 +89,13 @@ def train_towards(
         regulariser = _regulariser(subject, kept, config, training, trainer)
         trainer.regularise(regulariser)
         trained, _ = trainer.run(training.stop)
+    if isinstance(regulariser, ADMM) and not regulariser.converged:
+        _log.warning(
+            "ADMM has not converged: ||W - Z|| / ||W|| is %.3f, over %g, so the cut takes "
+            "something with it. Train longer, take a larger --rho, or fewer --admm-iterations.",
+            regulariser.history[-1]["residual"],
+            CONVERGED,
+        )
     removed = regulariser.removed()
     silence(trained, subject.groups, removed)
     return trained.eval(), removed, regulariser.history
