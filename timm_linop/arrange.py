@@ -59,9 +59,11 @@ def check_sharding(recipe: Recipe, accelerator: Accelerator) -> bool:
     """
     kind = accelerator.distributed_type
     sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    if sharded and (recipe.optim.model_ema or recipe.compute.grad_accum_steps > 1):
+    whole = recipe.optim.model_ema or recipe.refine.refine_epochs > 0
+    if sharded and (whole or recipe.compute.grad_accum_steps > 1):
         raise RecipeError(
-            f"{kind.value} spreads the weights over the processes, which --model-ema and "
-            "--grad-accum-steps do not support; leave them out, or use multi_gpu.yaml."
+            f"{kind.value} spreads the weights over the processes, which --model-ema, "
+            "--refine-epochs and --grad-accum-steps do not support; leave them out, or use "
+            "multi_gpu.yaml."
         )
     return sharded

@@ -22,7 +22,7 @@ from .recipe import Recipe
 
 START = "start.json"
 # What makes two arms two, and what does not bear on accuracy.
-_NOT_COMPARED = ("expand", "distill", "checkpoint", "watch", "run")
+_NOT_COMPARED = ("expand", "distill", "refine", "checkpoint", "watch", "run")
 _SAME = ("pruned",)  # held by the weights themselves, wherever they lie
 
 

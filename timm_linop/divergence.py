@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .errors import TrainingError
 from .expanded import chain_of
+from .resume import Progress
 
 
 def broken_parameter(model: nn.Module) -> str | None:
@@ -73,6 +75,30 @@ def blame(model: nn.Module, images: Tensor, teacher: nn.Module | None = None) ->
     if layer is not None:
         return f"layer {layer} of the teacher gives numbers that are not finite"
     return "every layer's output is finite, so the loss itself is too large"
+
+
+def diverged(what: str, progress: Progress, newest: str | None, rate: str) -> TrainingError:
+    """Say that a training cannot go on, and what to do.
+
+    Args:
+        what: Half a sentence: what is not finite.
+        progress: How far it came; the step that broke is not counted.
+        newest: Its newest checkpoint, if there is one.
+        rate: Flag of its learning rate.
+
+    Example:
+        >>> raise diverged("the loss is nan", Progress(epoch=2, updates=7), None, "--lr")
+        Traceback (most recent call last):
+        ...
+        timm_linop.errors.TrainingError: training has diverged at step 8, in epoch 3: the loss ...
+    """
+    kept = f"the last good one is kept, {newest}" if newest else "there is none yet"
+    return TrainingError(
+        f"training has diverged at step {progress.updates + 1}, in epoch {progress.epoch + 1}: "
+        f"{what}. No checkpoint of this state was written; {kept}. --resume would come here again: "
+        f"start anew, in another --output, with a lower {rate}, --clip-grad, or more "
+        "--warmup-epochs."
+    )
 
 
 def _spoken(parameter: str) -> str:

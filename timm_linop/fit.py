@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from . import metrics, watch
 from .arrange import arranged, check_sharding
 from .average import WeightAverage, warn_of_short_run
 from .distill import Teacher
-from .divergence import blame, broken_parameter
+from .divergence import blame, broken_parameter, diverged
 from .errors import Interrupted, TrainingError
 from .evaluation import evaluate
 from .objective import Objective
@@ -52,6 +53,9 @@ class Trainer:
         recipe: An effective recipe; its run group names the folder: metrics.csv gets one row an
             epoch, as `metrics.COLUMNS`, checkpoints/ the newest states, from which it goes on.
         accelerator: Where it runs.
+        objective: What to minimise; None is what the recipe says.
+        before: How far another training came that this one goes on from: epochs, steps and seconds
+            count on from there, while the schedule begins anew. None begins with nothing.
 
     Raises:
         UnknownLayerError: If SP-KD pairs a layer that student or teacher has not.
@@ -66,6 +70,8 @@ class Trainer:
         validation: DataLoader[Any],
         recipe: Recipe,
         accelerator: Accelerator,
+        objective: Objective | None = None,
+        before: Progress | None = None,
     ) -> None:
         self.recipe, self.accelerator = recipe, accelerator
         self.output = Path(recipe.run.output or "")
@@ -73,7 +79,7 @@ class Trainer:
         self.sharded = check_sharding(recipe, accelerator)
         self.model = arranged(model, recipe.compute, accelerator)
         self.spare = copy.deepcopy(self.model) if self.sharded else nn.Module()
-        self.objective = Objective(self.model, self.teacher, recipe)
+        self.objective = objective or Objective(self.model, self.teacher, recipe)
         self.mixup = make_mixup(recipe.optim, self.model)
         optimizer = make_optimizer(self.model, recipe.optim)
         self.wrapped, self.optimizer, self.batches, self.validation = accelerator.prepare(
@@ -84,17 +90,17 @@ class Trainer:
         self.accumulate = recipe.compute.grad_accum_steps
         updates = math.ceil(len(self.batches) / self.accumulate)
         self.scheduler = make_scheduler(self.optimizer, recipe.schedule, updates)
-        self.epochs = total_epochs(recipe.schedule)
-        self.updates_in_all = updates * self.epochs
+        self.before = before or Progress()
+        own_epochs = total_epochs(recipe.schedule)
+        self.epochs, self.updates_in_all = self.before.epoch + own_epochs, updates * own_epochs
         self.average = WeightAverage(self.model, recipe.optim) if recipe.optim.model_ema else None
         if self.average is not None and accelerator.is_main_process:
             warn_of_short_run(recipe.optim, self.updates_in_all)
-        self.progress, self.stop = Progress(), Stop()
-        self.regulariser: Regulariser | None = None
+        self.progress, self.stop = replace(self.before), Stop()
         # Called with the epochs done and what gives the model as it is then, on every process.
         self.after_epoch: Callable[[int, Callable[[], nn.Module]], None] | None = None
         self.checkpoints = Checkpoints(
-            self.output / "checkpoints",
+            self.output / ("refined" if before else "checkpoints"),
             accelerator,
             self.average.module if self.average else None,
             recipe.checkpoint.checkpoint_hist,
@@ -102,7 +108,7 @@ class Trainer:
 
     def regularise(self, regulariser: Regulariser) -> None:
         """Train with a pruning method's penalty, whose state is kept in checkpoints."""
-        self.regulariser = regulariser
+        self.objective.regulariser = regulariser
         self.accelerator.register_for_checkpointing(regulariser)
 
     def run(self, stop: Stop) -> tuple[nn.Module, float]:
@@ -120,9 +126,10 @@ class Trainer:
             Interrupted: If it was asked to stop.
         """
         self.stop = stop
-        self.progress = progress = self.checkpoints.load() or Progress()
+        self.progress = progress = self.checkpoints.load() or self.progress
         best = self.average.module if self.average else self.wrapped
-        if self.accelerator.is_main_process:
+        # Rows after a finished training are those of one that went on from it.
+        if self.accelerator.is_main_process and progress.epoch < self.epochs:
             metrics.forget_after(progress.epoch, self.output / "metrics.csv")
         while progress.epoch < self.epochs:
             row = self._epoch(progress.epoch)
@@ -151,9 +158,8 @@ class Trainer:
                 losses = self._step([self._mixed(*batch) for batch in group])
                 self.progress.updates += 1
                 self.progress.batch += len(group)
-                self.scheduler.step_update(self.progress.updates)
-                if self.regulariser is not None:
-                    self.regulariser.after_step(self.progress.updates)
+                self._schedule(self.progress.updates)
+                self.objective.after_step(self.progress.updates)
                 if self.average is not None:
                     self.average.update(self.model, self.progress.updates)
                 yield losses, sum(len(images) for images, _ in group)
@@ -173,9 +179,9 @@ class Trainer:
     def _epoch(self, epoch: int) -> dict[str, float]:
         progress, sums = self.progress, self._sums()
         done = progress.updates - math.ceil(progress.batch / self.accumulate)
-        self.scheduler.step_update(done)
+        self._schedule(done)
         lr = max(group["lr"] for group in self.optimizer.param_groups)
-        self.scheduler.step_update(progress.updates)
+        self._schedule(progress.updates)
         set_mixing(self.mixup, self.recipe.optim, epoch)
         self.batches.set_epoch(epoch)
         self.batches.dataset.set_epoch(epoch)
@@ -192,6 +198,9 @@ class Trainer:
         means = dict(zip(metrics.LOSSES, (total / seen for total in totals), strict=True))
         progress.sums = ()
         return {"lr": lr, **means, "seconds": progress.seconds}
+
+    def _schedule(self, updates: int) -> None:
+        self.scheduler.step_update(updates - self.before.updates)
 
     def _bar(self, epoch: int) -> watch.Bar:
         batch = self.recipe.data.batch_size * self.accelerator.num_processes
@@ -251,8 +260,7 @@ class Trainer:
                 share = len(images) / in_all
                 with self._silent(place < len(batches)):
                     losses = self._losses(images, targets)
-                    penalty = self.regulariser.penalty() if self.regulariser is not None else 0.0
-                    self.accelerator.backward((losses.total + penalty) * share)
+                    self.accelerator.backward(losses.total * share)
                 means += share * losses.values()
         self._clip()
         self.optimizer.step()
@@ -279,14 +287,8 @@ class Trainer:
         raise self._diverged(f"the loss is {losses.total.item()} ({task=}, {sp=}, {kd=}): {why}")
 
     def _diverged(self, what: str) -> TrainingError:
-        updates, epoch = self.progress.updates, self.progress.epoch
-        newest = self.checkpoints.newest_name()
-        kept = f"the last good one is kept, {newest}" if newest else "there is none yet"
-        return TrainingError(
-            f"training has diverged at step {updates + 1}, in epoch {epoch + 1}: {what}. No "
-            f"checkpoint of this state was written; {kept}. --resume would come here again: start "
-            "anew, in another --output, with a lower --lr, --clip-grad, or more --warmup-epochs."
-        )
+        rate = "--refine-lr" if self.before.epoch else "--lr"
+        return diverged(what, self.progress, self.checkpoints.newest_name(), rate)
 
     def _clip(self) -> None:
         optim = self.recipe.optim
@@ -300,4 +302,4 @@ class Trainer:
         self.accelerator.log(row, step=self.progress.updates)
         if self.accelerator.is_main_process:
             metrics.record(row, self.output / "metrics.csv")
-            self.accelerator.print(watch.line(row, self.epochs))
+            self.accelerator.print(watch.line(row, self.epochs, self.before))

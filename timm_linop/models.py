@@ -42,7 +42,8 @@ def arm_of(recipe: Recipe) -> str:
         names = {(False, False): "vanilla", (True, False): "distilled"}
         names |= {(False, True): "expanded", (True, True): "linop"}
         name = names[distilled, expanded]
-    return f"{name}, KD" if recipe.distill.kd_weight else name
+    name += ", KD" if recipe.distill.kd_weight else ""
+    return f"{name}, refined" if recipe.refine.refine_epochs else name
 
 
 def make_student(recipe: Recipe, data: ImageData) -> tuple[nn.Module, nn.Module | None]:

@@ -14,11 +14,15 @@ from .distill import SimilarityPreservingLoss, Taps, Teacher, distill_logits, pa
 from .errors import RecipeError
 from .optim import make_criterion
 from .recipe import Recipe
+from .regulariser import Regulariser
 
 
 @dataclass(frozen=True)
 class Losses:
-    """One batch's losses, scalars: ``total = task + gamma * sp + kd_weight * kd``."""
+    """One batch's losses, scalars.
+
+    ``total = task_weight * task + gamma * sp + kd_weight * kd``, and a pruning method's penalty.
+    """
 
     total: Tensor
     task: Tensor
@@ -47,16 +51,17 @@ class Objective:
         distill = recipe.distill
         self.teacher = teacher
         self.gamma, self.kd_weight = distill.gamma or 0.0, distill.kd_weight
-        self.temperature = distill.kd_temperature
+        self.task_weight, self.temperature = distill.task_weight, distill.kd_temperature
         self.criterion: nn.Module = make_criterion(recipe.optim)
         self.similarity = SimilarityPreservingLoss(
             reduction=distill.reduction, sub_batch=distill.sub_batch
         )
+        self.regulariser: Regulariser | None = None
         self.taps: list[Taps] = []
         if teacher is not None and self.gamma:
             pairs, see = pair_up(student, teacher.model, distill.pairs), self.similarity.grams
             self.taps = [Taps(student, list(pairs), see), Taps(teacher.model, pairs, see)]
-        if teacher is not None and self.kd_weight:
+        if teacher is not None and (self.kd_weight or recipe.refine.refine_epochs):
             _check_same_classes(student, teacher.model)
 
     @contextmanager
@@ -83,13 +88,21 @@ class Objective:
         zero = task.new_zeros(())
         sp = self.similarity.compare(*(taps.seen for taps in self.taps)) if self.taps else zero
         kd = distill_logits(logits, soft, self.temperature) if self.kd_weight else zero
-        return Losses(task + self.gamma * sp + self.kd_weight * kd, task, sp, kd)
+        total = self.task_weight * task + self.gamma * sp + self.kd_weight * kd
+        if self.regulariser is not None:
+            total = total + self.regulariser.penalty()
+        return Losses(total, task, sp, kd)
+
+    def after_step(self, updates: int) -> None:
+        """Called after each step of the optimiser, with the number of steps done so far."""
+        if self.regulariser is not None:
+            self.regulariser.after_step(updates)
 
 
 def _check_same_classes(student: Any, teacher: Any) -> None:
     if student.num_classes != teacher.num_classes:
         raise RecipeError(
             f"the teacher has {teacher.num_classes} classes and the student {student.num_classes}, "
-            "so its logits are no example to follow; set --kd-weight 0, or name a teacher of the "
-            "same classes."
+            "so its logits are no example to follow; set --kd-weight and --refine-epochs 0, or "
+            "name a teacher of the same classes."
         )

@@ -26,6 +26,7 @@ from .optim import check_training
 from .outcome import Outcome
 from .publish import Snapshots, push_result
 from .recipe import Recipe
+from .refine import refiner
 from .report import accuracies, finish, report_evaluation, tell, with_costs
 from .resume import stop_signals
 from .setup import Loaders, load_images, make_loaders, start
@@ -68,6 +69,10 @@ def train(recipe: Recipe) -> Path | None:
     trainer.after_epoch = Snapshots(recipe, arm_of(recipe), data, loaders.config, accelerator)
     if recipe.watch.dry_run:
         _try_out(trainer)
+        if recipe.refine.refine_epochs:
+            accelerator.print("\nlabel refinement after that:")
+            _try_out(refiner(trainer, data, loaders.config))
+        accelerator.print("nothing was written; leave --dry-run out to train.")
         return None
     if accelerator.is_main_process and not resumed:
         output.mkdir(parents=True, exist_ok=True)
@@ -83,6 +88,9 @@ def train(recipe: Recipe) -> Path | None:
     set_seed(recipe.run.seed, device_specific=True)
     with stop_signals() as stop:
         trained, seconds = trainer.run(stop)
+        if recipe.refine.refine_epochs:
+            trainer = refiner(trainer, data, loaders.config)
+            trained, seconds = trainer.run(stop)
     _finish(recipe, trained, seconds, beside, data, loaders, accelerator)
     return output
 
@@ -152,7 +160,6 @@ def _try_out(trainer: Trainer) -> None:
             f"step {trainer.progress.updates}: {seen} images, loss {total:.4f} (task {task:.4f}, "
             f"SP {sp:.3e}, KD {kd:.4f})"
         )
-    trainer.accelerator.print("nothing was written; leave --dry-run out to train.")
 
 
 @torch.no_grad()

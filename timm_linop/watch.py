@@ -14,6 +14,7 @@ from torch import Tensor
 from .errors import RecipeError, close_names
 from .flags import flat
 from .recipe import Recipe, WatchConfig
+from .resume import Progress
 
 _TRACKERS = {"tensorboard": is_tensorboard_available, "trackio": is_trackio_available}
 
@@ -66,12 +67,14 @@ class Bar:
         self._bar.update(images)
 
 
-def line(row: Mapping[str, float], epochs: int) -> str:
+def line(row: Mapping[str, float], epochs: int, before: Progress | None = None) -> str:
     """Say how an epoch went, and when the last one will be done.
 
     Args:
         row: As metrics.csv has it.
         epochs: Epochs in all.
+        before: Where the training began that tells how long the others will take; None is the
+            run's own beginning.
 
     Example:
         >>> row = {"epoch": 2, "task_loss": 0.7, "sp_loss": 1e-4, "kd_loss": 0.0, "lr": 0.01}
@@ -79,10 +82,11 @@ def line(row: Mapping[str, float], epochs: int) -> str:
         >>> line(row, epochs=5)
         'epoch 2/5: task 0.700, SP 1.00e-04, validation 91.50 %, lr 0.01, 60 s; 0:01:30 to go'
     """
-    left = epochs - row["epoch"]
     sp = f", SP {row['sp_loss']:.2e}" if row["sp_loss"] else ""
     kd = f", KD {row['kd_loss']:.3f}" if row["kd_loss"] else ""
-    to_go = timedelta(seconds=round(row["seconds"] / row["epoch"] * left))
+    first, left = before or Progress(), epochs - row["epoch"]
+    each = (row["seconds"] - first.seconds) / (row["epoch"] - first.epoch)
+    to_go = timedelta(seconds=round(each * left))
     return (
         f"epoch {row['epoch']}/{epochs}: task {row['task_loss']:.3f}{sp}{kd}, "
         f"validation {row['validation_accuracy']:.2f} %, lr {row['lr']:.2g}, "

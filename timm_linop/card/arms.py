@@ -18,8 +18,8 @@ ARMS = {
     "expandnets": "ExpandNets, from scratch",
     "expandnets, distilled": "ExpandNets, from scratch with distillation",
 }
-# What a run adds to its arm's name when it distils logits, too.
-_KD = ", kd"
+# What a run adds to its arm's name when it distils logits, and when it refines labels, too.
+_KD, _REFINED = ", kd", ", refined"
 _DENSE = ("dense", "expanded dense")
 _EXPANDED = ("expanded dense", "expanded", "linop", "expandnets", "expandnets, distilled")
 _DISTILLED = ("distilled", "linop", "scratch, distilled", "expandnets, distilled")
@@ -35,6 +35,7 @@ class Methods:
         expanded: It was trained over-parameterised.
         similarity: It learnt from its teacher's similarities (SP-KD).
         logits: It learnt from its teacher's logits (Hinton et al.).
+        refined: It learnt from labels that were refined meanwhile (CURL).
         scratch: It kept the pruned shape and not the weights.
     """
 
@@ -42,6 +43,7 @@ class Methods:
     expanded: bool = False
     similarity: bool = False
     logits: bool = False
+    refined: bool = False
     scratch: bool = False
 
 
@@ -49,15 +51,17 @@ def methods_of(arm: str) -> Methods:
     """Tell what an arm is made of, from its name.
 
     Example:
-        >>> methods_of("LinOP, KD")
-        Methods(dense=False, expanded=True, similarity=True, logits=True, scratch=False)
+        >>> does = methods_of("LinOP, KD, refined")
+        >>> does.expanded, does.similarity, does.logits, does.refined, does.scratch
+        (True, True, True, True, False)
     """
-    name = arm.lower().removesuffix(_KD)
+    name, logits, refined = _parts(arm)
     return Methods(
         dense=name in _DENSE,
         expanded=name in _EXPANDED,
         similarity=name in _DISTILLED,
-        logits=arm.lower().endswith(_KD),
+        logits=logits,
+        refined=refined,
         scratch=name in _SCRATCH,
     )
 
@@ -69,7 +73,14 @@ def label(arm: str) -> str:
         >>> label("linop"), label("vanilla, KD"), label("my own way")
         ('LinOP', 'Vanilla fine-tuning, with distilled logits', 'my own way')
     """
-    name = arm.lower().removesuffix(_KD)
+    name, logits, refined = _parts(arm)
     if name not in ARMS:
         return arm
-    return f"{ARMS[name]}, with distilled logits" if methods_of(arm).logits else ARMS[name]
+    added = ["distilled logits"] * logits + ["refined labels"] * refined
+    return f"{ARMS[name]}, with {' and '.join(added)}" if added else ARMS[name]
+
+
+def _parts(arm: str) -> tuple[str, bool, bool]:
+    """An arm's name in `ARMS`, and whether it distils logits and refines labels, too."""
+    arm, refined = arm.lower().removesuffix(_REFINED), arm.lower().endswith(_REFINED)
+    return arm.removesuffix(_KD), arm.endswith(_KD), refined

@@ -131,12 +131,40 @@ def make_loader(
     """
     streamed = isinstance(split, Stream)
     pairs = (StreamedExamples if streamed else Examples)(split, transform, seed)
+    rows = (split.shuffled(seed) if shuffle else split) if streamed else None
+    options: dict[str, Any] = {"shuffle": shuffle, "workers": workers, "seed": seed}
+    return batches_of(pairs, batch_size, sampler=rows, **options)
+
+
+def batches_of(
+    pairs: Dataset[Any],
+    batch_size: int,
+    *,
+    shuffle: bool,
+    workers: int = 0,
+    seed: int = 0,
+    sampler: Stream | None = None,
+) -> DataLoader[Any]:
+    """Make batches of pairs, as `make_loader` does of a split.
+
+    Args:
+        pairs: Gives ``(image [c h w], label)`` by place; a label may be a tuple of numbers.
+        batch_size: As there; so are the others.
+        shuffle: True for training.
+        workers: Processes that decode.
+        seed: Of the order.
+        sampler: What yields the places, in the order it likes; None takes all of them.
+
+    Returns:
+        A loader of (images float32 [b c h w], labels int64 [b] or [b numbers]) tuples.
+    """
+    size: int = len(pairs)  # type: ignore[arg-type]
     return DataLoader(
         pairs,
         batch_size=batch_size,
-        shuffle=shuffle and not streamed,
-        sampler=(split.shuffled(seed) if shuffle else split) if streamed else None,
-        drop_last=shuffle and len(split) > batch_size > 1 and len(split) % batch_size == 1,
+        shuffle=shuffle and sampler is None,
+        sampler=sampler,
+        drop_last=shuffle and size > batch_size > 1 and size % batch_size == 1,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -12,6 +12,7 @@ from timm_linop.errors import RecipeError
 from timm_linop.recipe.named import NamedConfig
 from timm_linop.recipe.optim import OptimConfig
 from timm_linop.recipe.pruning import ADMMConfig, PruneConfig, TPPConfig
+from timm_linop.recipe.refine import RefineConfig
 from timm_linop.recipe.running import (
     CheckpointConfig,
     DataConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "PruneConfig",
     "PruneRecipe",
     "Recipe",
+    "RefineConfig",
     "RunConfig",
     "ScheduleConfig",
     "SnapshotConfig",
@@ -61,6 +63,7 @@ class Recipe:
     augment: Augmentation = field(default_factory=Augmentation)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
@@ -94,6 +97,7 @@ class Recipe:
         )
         filled._check_model()
         filled._check_teacher()
+        filled._check_refinement()
         filled._check_numbers()
         return filled
 
@@ -127,6 +131,20 @@ class Recipe:
                 "dense model with --teacher, or pass --gamma 0 to train without one."
             )
 
+    def _check_refinement(self) -> None:
+        if not self.refine.refine_epochs:
+            return
+        if not self.distill.asked:
+            raise RecipeError(
+                f"refine_epochs={self.refine.refine_epochs} refines labels that a teacher gives; "
+                "name it with --teacher and learn from it before, with --kd-weight or --gamma."
+            )
+        if self.data.streaming:
+            raise RecipeError(
+                "--streaming and --refine-epochs do not go together: each image keeps a label of "
+                "its own, so it must have a place; leave one of them out."
+            )
+
     def _check_numbers(self) -> None:
         distill = self.distill
         _check_counts(
@@ -143,9 +161,15 @@ class Recipe:
         for name, value in (("lr", self.optim.lr), ("kd_temperature", distill.kd_temperature)):
             if value <= 0:
                 raise RecipeError(f"{name}={value:g}: it must be above 0.")
-        for name, value in (("gamma", distill.gamma or 0), ("kd_weight", distill.kd_weight)):
+        weights = {"task_weight": distill.task_weight, "kd_weight": distill.kd_weight}
+        for name, value in {**weights, "gamma": distill.gamma or 0}.items():
             if value < 0:
                 raise RecipeError(f"{name}={value:g}: it must not be below 0.")
+        if not distill.task_weight and not distill.asked:
+            raise RecipeError(
+                "task_weight=0 without a teacher leaves nothing to learn; give a weight, or "
+                "distil with --kd-weight or --gamma."
+            )
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ class NamedConfig:
     """Settings to begin with.
 
     Attributes:
-        recipe: Named recipe to begin with: paper-finetune, paper-scratch or quick; --config and
-            flags win over it, and its schedule is stretched to --epochs.
+        recipe: Named recipe to begin with: paper-finetune, paper-scratch, curl-limited or quick;
+            --config and flags win over it, and its schedule is stretched to --epochs.
     """
 
     recipe: str | None = None
@@ -30,7 +30,7 @@ def recipe_names() -> list[str]:
 
     Example:
         >>> recipe_names()
-        ['paper-finetune', 'paper-scratch', 'quick']
+        ['curl-limited', 'paper-finetune', 'paper-scratch', 'quick']
     """
     files = (file.name for file in _FOLDER.iterdir())
     return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))

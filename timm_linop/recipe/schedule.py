@@ -14,7 +14,13 @@ SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "con
 # Fine-tuning in Qian et al. 2022: x0.1 at these epochs of 150.
 _MILESTONES, _OF = (60, 100, 120), 150
 # Settings in epochs; beside them stands decay_milestones.
-_DURATIONS = ("warmup_epochs", "cooldown_epochs", "decay_epochs", "mixup_off_epoch")
+_DURATIONS = (
+    "warmup_epochs",
+    "cooldown_epochs",
+    "decay_epochs",
+    "mixup_off_epoch",
+    "refine_epochs",
+)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ class DistillConfig:
             where the two differ.
         reduction: mean or sum over the pairs.
         sub_batch: Images per Gram matrix, at most.
+        task_weight: Weight of the task's own loss beside them.
         kd_weight: Weight of the distillation of logits (Hinton et al. 2015); 0 leaves it out.
         kd_temperature: Its temperature.
         teacher_img_size: Image size the teacher sees, in pixels; None is the student's, or the
@@ -100,6 +101,7 @@ class DistillConfig:
     pairs: tuple[str, ...] = ("blocks",)
     reduction: str = "mean"
     sub_batch: int = 32
+    task_weight: float = 1.0
     kd_weight: float = 0.0
     kd_temperature: float = 4.0
     teacher_img_size: int | None = None
