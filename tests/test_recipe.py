@@ -23,6 +23,7 @@ from timm_linop.recipe import (
     ModelConfig,
     OptimConfig,
     Recipe,
+    RefineConfig,
     ScheduleConfig,
 )
 from timm_linop.recipe.named import NamedConfig, read_recipe, recipe_names
@@ -113,6 +114,8 @@ def test_the_papers_arms() -> None:
     assert arm_of(parsed("--recipe", "paper-scratch", *model).effective()) == "scratch"
     nets = parsed("--recipe", "paper-scratch", *model, "--rate", "3").effective()
     assert arm_of(nets) == "expandnets"
+    few = parsed("--recipe", "curl-limited", *model, "--teacher", "resnet18")
+    assert arm_of(few.effective()) == "vanilla, KD, refined"
 
 
 def test_flags_win_over_a_file_over_a_recipe(tmp_path: Path) -> None:
@@ -167,11 +170,11 @@ def test_stretched_milestones_are_distinct_and_inside() -> None:
 
 def test_all_that_counts_epochs_is_scaled() -> None:
     settings = {"epochs": 100, "warmup_epochs": 10, "cooldown_epochs": 5, "decay_epochs": 30}
-    settings |= {"mixup_off_epoch": 80, "lr": 3}
+    settings |= {"mixup_off_epoch": 80, "refine_epochs": 16, "lr": 3}
     half = {"epochs": 50, "warmup_epochs": 5, "cooldown_epochs": 3, "decay_epochs": 15}
-    assert scaled(settings, 50) == {**half, "mixup_off_epoch": 40, "lr": 3}
+    assert scaled(settings, 50) == {**half, "mixup_off_epoch": 40, "refine_epochs": 8, "lr": 3}
     one = {"epochs": 1, "warmup_epochs": 0, "cooldown_epochs": 1, "decay_epochs": 1}
-    assert scaled(settings, 1) == {**one, "mixup_off_epoch": 1, "lr": 3}
+    assert scaled(settings, 1) == {**one, "mixup_off_epoch": 1, "refine_epochs": 1, "lr": 3}
     zeros = {"epochs": 100, "warmup_epochs": 0, "decay_epochs": 0.2, "mixup_off_epoch": 0}
     assert scaled(zeros, 10) == {**zeros, "epochs": 10}
     assert scaled(settings, 100) == settings
@@ -314,7 +317,7 @@ def test_a_recipe_in_python_needs_no_file() -> None:
 
 def test_the_page_on_training_names_every_flag() -> None:
     page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
-    for kind in (OptimConfig, ScheduleConfig, Augmentation):
+    for kind in (OptimConfig, ScheduleConfig, RefineConfig, Augmentation):
         for field in fields(kind):
             assert re.search(rf"[` ]{field.name.replace('_', '-')}[`* ]", page), field.name
     assert all(f"| `{name}` |" in page for name in recipe_names())

@@ -14,17 +14,19 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional as F
 
+import timm_linop.run
 from tests.training import dense_and_slim, recipe_of, trainer_of
 from timm_linop import cli
 from timm_linop.data import Augmentation, load_data, make_transforms
 from timm_linop.data.expansion import VERSIONS, Expansion, cut_out, shuffled_blocks, turned
 from timm_linop.data.stream import Stream
+from timm_linop.distill import Teacher
 from timm_linop.errors import DataError, RecipeError
 from timm_linop.expand import contracted_state, is_expanded
 from timm_linop.flags import parse
@@ -41,7 +43,7 @@ from timm_linop.refine import (
 
 ROOT = Path(__file__).parents[1]
 _, EVALUATE = make_transforms({"input_size": (1, 32, 32)}, augment=Augmentation())
-IMAGES = 40
+IMAGES = 20
 
 
 def drawn(seed: int, *shape: int) -> torch.Tensor:
@@ -60,6 +62,7 @@ def test_the_step_by_hand() -> None:
     assert moved.tolist() == [pytest.approx(wanted[0], abs=1e-7)]
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(1, 5), st.sampled_from([0.3, 0.7, 1.0]))
 def test_the_step_is_gradient_descent_at_rate_1(seed: int, batch: int, weight: float) -> None:
     labels, student = drawn(seed, batch, 4).requires_grad_(), drawn(seed + 1, batch, 4)
@@ -69,6 +72,7 @@ def test_the_step_is_gradient_descent_at_rate_1(seed: int, batch: int, weight: f
     assert torch.allclose(got, labels.detach() - slope, atol=1e-6)
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 1000))
 def test_the_distance_is_from_student_to_label(seed: int) -> None:
     student, labels = 3 * drawn(seed, 6, 5), 3 * drawn(seed + 1, 6, 5)
@@ -78,8 +82,8 @@ def test_the_distance_is_from_student_to_label(seed: int) -> None:
     assert got != pytest.approx(kl_divergence(other, one).mean().item(), rel=1e-3)
 
 
-class Asked(torch.nn.Module):
-    """A teacher of three classes who counts the images that it is shown."""
+class Doubled(torch.nn.Module):
+    """Three classes, of which an image holds half the logits; counts the images it is shown."""
 
     num_classes = 3
 
@@ -89,17 +93,14 @@ class Asked(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.shown.append(len(images))
-        return images.flatten(1)[:, :3] * 2
-
-
-def refinement(weight: float = 0.7) -> Refinement:
-    recipe = Recipe(refine=RefineConfig(refine_epochs=1, refine_weight=weight))
-    labels = Labels(10, 3, torch.device("cpu"))
-    return Refinement(torch.nn.Identity(), Asked(), second_stage(recipe), labels)  # type: ignore
+        return images.flatten(1) * 2
 
 
 def test_the_loss_and_the_labels_of_a_step_of_two_batches() -> None:
-    objective, nothing = refinement(), torch.autocast("cpu", enabled=False)
+    recipe = second_stage(Recipe(refine=RefineConfig(refine_epochs=1, refine_weight=0.7)))
+    model, nothing = Doubled(), torch.autocast("cpu", enabled=False)
+    teacher = Teacher(model, (0.0,), (1.0,), (0.0,), (1.0,))
+    objective = Refinement(Doubled(), teacher, recipe, Labels(10, 3, torch.device("cpu")))
     images, places = drawn(0, 4, 1, 1, 3), torch.tensor([7, 2, 9, 0])
     classes, student = torch.tensor([0, 1, 2, 0]), drawn(1, 4, 3)
     for half in (slice(2), slice(2, 4)):
@@ -118,7 +119,7 @@ def test_the_loss_and_the_labels_of_a_step_of_two_batches() -> None:
     assert objective.labels.logits.isnan().any(dim=1).sum() == 6
     targets = torch.tensor([[0, 7], [0, 5]])
     objective(lambda _: student[:2], images[:2], targets, nothing)
-    assert objective.ask.shown == [2, 2, 1]  # an image that was met keeps its label
+    assert model.shown == [2, 2, 1]  # an image that was met keeps its label
     assert torch.equal(objective.seen[0][1][0], objective.labels.logits[7])
 
 
@@ -221,7 +222,7 @@ TEACHER = DistillConfig("resnet18", gamma=0, kd_weight=0.7)
         ({"distill": DistillConfig(gamma=0)}, "labels that a teacher gives"),
         ({"distill": DistillConfig("resnet18", gamma=0)}, "--kd-weight or --gamma"),
         ({"distill": TEACHER, "data": DataConfig(streaming=True)}, "do not go together"),
-        ({"distill": DistillConfig(gamma=0, task_weight=-1.0)}, "task_weight=-1"),
+        ({"distill": replace(TEACHER, task_weight=-1.0)}, "task_weight=-1"),
     ],
 )
 def test_what_cannot_be_refined_is_refused(groups: dict[str, Any], message: str) -> None:
@@ -258,15 +259,19 @@ def test_the_recipe_is_curls() -> None:
     assert not stage.optim.mixes
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def started(folder: Path, architecture: str) -> Path:
     """A teacher, its slim half, and few images."""
-    folder, data = tmp_path_factory.mktemp("start"), load_data("digits")
-    dense_and_slim(folder)
+    data = load_data("digits")
+    dense_and_slim(folder, architecture)
     (folder / "data").mkdir()
     for name, rows in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         rows.select(range(IMAGES)).to_parquet(folder / "data" / f"{name}.parquet")
     return folder
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return started(tmp_path_factory.mktemp("start"), "test_resnet")
 
 
 def test_the_first_stage_mixes_for_both_and_weighs_the_task(start: Path, tmp_path: Path) -> None:
@@ -316,12 +321,10 @@ def test_an_average_takes_the_weights_place_and_chains_stay(start: Path, tmp_pat
     second = refiner(trainer, data, config)
     assert second.model is trainer.model and is_expanded(second.model)
     for name, tensor in contracted_state(second.model).items():
-        off = (tensor - wanted[name]).norm() / wanted[name].norm().clamp_min(1e-6)
+        off = (tensor - wanted[name]).double().norm() / wanted[name].double().norm().clamp_min(1e-6)
         assert off < 1e-4, name
     assert second.epochs == trainer.progress.epoch + 2
     assert len(second.batches) == math.ceil(6 * len(data.train) / 100)
-    other = Categorical(logits=torch.zeros(3)).probs  # the same seed orders the images
-    assert other.sum() == 1 and second.batches.dataset.seed == recipe.run.seed
 
 
 def flags_of(start: Path, *more: str) -> list[str]:
@@ -336,9 +339,12 @@ def rows_of(run: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
+def newest(run: Path) -> Path:
+    return max((run / "refined").iterdir())
+
+
 def labels_of(run: Path) -> torch.Tensor:
-    newest = max((run / "refined").iterdir())
-    state = torch.load(newest / "custom_checkpoint_0.pkl", weights_only=True)
+    state = torch.load(newest(run) / "custom_checkpoint_0.pkl", weights_only=True)
     assert list(state) == ["logits"]
     return state["logits"]
 
@@ -369,7 +375,8 @@ def test_both_stages_and_a_run_killed_in_the_second_ends_as_if_nothing_had_happe
     assert "distilled logits and refined labels" in told and "luo2020curl" in told
 
     argv = [*flags_of(start, "--checkpoint-every", "3"), "--output", str(run)]
-    for step in (2, 6):  # before its first checkpoint, and between two; an epoch has 8 steps
+    monkeypatch.setattr(timm_linop.run, "_finish", lambda *_: None)
+    for step in (1, 3):  # before its first checkpoint, and between two; an epoch has 4 steps
         alive = killed_at(step, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             cli.train(argv)
@@ -378,7 +385,8 @@ def test_both_stages_and_a_run_killed_in_the_second_ends_as_if_nothing_had_happe
     cli.train(argv)
     assert rows_of(run) == rows_of(whole)
     assert torch.equal(labels_of(run), labels_of(whole))
-    one, other = (load_file(each / "slim" / "model.safetensors") for each in (run, whole))
+    one, other = (load_file(newest(each) / "model.safetensors") for each in (run, whole))
+    assert newest(run).name == newest(whole).name == "00000010"  # 2 steps, then 2 x 4
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
@@ -386,14 +394,18 @@ def test_a_dry_run_tries_both_stages(start: Path, capsys: pytest.CaptureFixture[
     cli.train([*flags_of(start), "--dry-run"])
     told = capsys.readouterr().out
     first, second = told.split("label refinement after that:")
-    assert "2 epochs of momentum at lr 0.01" in first and "step 2: 10 images" in first
-    assert "2 epochs of momentum at lr 0.0001" in second and "step 4: 30 images" in second
+    assert "2 epochs of momentum at lr 0.01" in first and "step 1: 20 images" in first
+    assert "2 epochs of momentum at lr 0.0001" in second and "step 3: 30 images" in second
     assert told.count("nothing was written") == 1
 
 
 @pytest.mark.slow
-def test_two_processes_refine_as_one_does(start: Path, tmp_path: Path) -> None:
-    """240 images in batches of 30, or of 2 x 15; then of 2 x 14, where some are repeated."""
+def test_two_processes_refine_as_one_does(tmp_path: Path) -> None:
+    """120 images in batches of 30, or of 2 x 15; then of 2 x 14, where some are repeated.
+
+    Without batch statistics, a stage of few steps differs by rounding only.
+    """
+    start = started(tmp_path / "start", "test_convnext")
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     plain = ["--drop", "0", "--mixup", "0", "--no-aug"]
 
