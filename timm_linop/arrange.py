@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
@@ -67,3 +67,23 @@ def check_sharding(recipe: Recipe, accelerator: Accelerator) -> bool:
             "multi_gpu.yaml."
         )
     return sharded
+
+
+def gathered(wrapped: nn.Module, spare: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Bring weights together that processes hold parts of.
+
+    Args:
+        wrapped: The prepared model.
+        spare: A copy of the plain one, which is given them.
+        accelerator: Where it runs.
+
+    Returns:
+        ``spare``, with all weights, on every process.
+    """
+    state = accelerator.get_state_dict(wrapped)
+    if accelerator.is_main_process:  # the only one that is given it
+        spare.load_state_dict(state)
+    spare.to(accelerator.device)
+    for tensor in spare.state_dict().values():
+        tensor.copy_(broadcast(tensor))
+    return spare

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from . import metrics, watch
-from .arrange import arranged, check_sharding
+from .arrange import arranged, check_sharding, gathered
 from .average import WeightAverage, warn_of_short_run
 from .distill import Teacher
 from .divergence import blame, broken_parameter, diverged
@@ -168,13 +168,7 @@ class Trainer:
         """The trained model, or its average, with all its weights on every process."""
         if self.average is not None or not self.sharded:
             return self.average.module if self.average else self.model
-        state, whole = self.accelerator.get_state_dict(self.wrapped), self.spare
-        if self.accelerator.is_main_process:  # the only one that is given it
-            whole.load_state_dict(state)
-        whole.to(self.accelerator.device)
-        for tensor in whole.state_dict().values():
-            tensor.copy_(broadcast(tensor))
-        return whole
+        return gathered(self.wrapped, self.spare, self.accelerator)
 
     def _epoch(self, epoch: int) -> dict[str, float]:
         progress, sums = self.progress, self._sums()
