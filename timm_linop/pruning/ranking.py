@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from ..errors import PruningError
 
 
-def ranking(
-    scores: Mapping[str, Tensor], floor: float = 0.3, fixed: Collection[str] = ()
-) -> list[tuple[str, int]]:
+def ranking(scores: Mapping[str, Tensor], floor: float = 0.3) -> list[tuple[str, int]]:
     """Order the units that may go; whoever removes k of them takes the first k.
 
     CURL's walk: up the list of all units, sorted by score (equal ones stay in the order of the
@@ -25,7 +23,6 @@ def ranking(
     Args:
         scores: For each group one score a unit.
         floor: Fraction of a group's units, between 0 and 1.
-        fixed: Groups that stay whole.
 
     Returns:
         Pairs of group and unit.
@@ -45,7 +42,6 @@ def ranking(
     units = [
         (score, group, unit)
         for group, values in scores.items()
-        if group not in fixed
         for unit, score in enumerate(values.tolist())
     ]
     unordered = sorted({group for score, group, _ in units if math.isnan(score)})
@@ -63,37 +59,3 @@ def ranking(
             gone[group] += 1
             order.append((group, unit))
     return order
-
-
-def global_choice(
-    scores: Mapping[str, Tensor], count: int, floor: float = 0.3, fixed: Collection[str] = ()
-) -> dict[str, list[int]]:
-    """Choose the units that go: the first ``count`` of the `ranking`.
-
-    Args:
-        scores: For each group one score a unit.
-        count: How many units go, of all groups together.
-        floor: A unit stays if its group's kept fraction is already below this.
-        fixed: Groups that stay whole.
-
-    Returns:
-        For each group its units that go, in order; groups that lose none are there, too.
-
-    Raises:
-        PruningError: If so many may not go, or as for `ranking`.
-
-    Example:
-        >>> import torch
-        >>> global_choice({"a": torch.tensor([0.3, 0.1]), "b": torch.tensor([0.2, 0.4])}, count=2)
-        {'a': [1], 'b': [0]}
-    """
-    order = ranking(scores, floor, fixed)
-    if not 0 <= count <= len(order):
-        raise PruningError(
-            f"{count} units are to go, but with a floor of {floor} that number lies between 0 and "
-            f"{len(order)}; remove fewer, or lower the floor."
-        )
-    chosen: dict[str, list[int]] = {group: [] for group in scores}
-    for group, unit in order[:count]:
-        chosen[group].append(unit)
-    return {group: sorted(units) for group, units in chosen.items()}
