@@ -1,7 +1,8 @@
 """A folder from a stranger: each thing it may try is refused in one sentence, before memory goes.
 
-The list is docs/hostile_files.md's. First each item by itself, at both doors; then at least 2,000
-mutated configs and checkpoints, of which each gives a model or an error of timm_linop's own.
+The list is docs/hostile_files.md's. First each item by itself, at both doors; then mutated configs
+and checkpoints, of which each gives a model or an error of timm_linop's own: at least 2,000 among
+the slow tests, and a fifth as many in every run.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ ROOM = 400_000  # kB that this process may grow by while a file is refused
 FUZZ_LIMIT = 256 * 2**20
 
 Change = Callable[[dict[str, Any]], Any]
+Fuzz = Callable[[int, Callable[[st.DataObject], None]], None]
 
 
 @pytest.fixture(scope="module")
@@ -387,16 +389,22 @@ def mutate(value: Any, draw: Any) -> Any:
     return value
 
 
-def fuzz(examples: int) -> Any:
-    """Settings of one fuzz; the fixtures are only read, or written anew by each example."""
-    same = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(max_examples=examples, suppress_health_check=same)
-
-
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is over the limit is to be seen in this process's peak."""
     monkeypatch.setenv(VARIABLE, str(FUZZ_LIMIT))
+
+
+@pytest.fixture(params=[5, pytest.param(1, marks=pytest.mark.slow)], ids=["a fifth", "all"])
+def fuzz(request: pytest.FixtureRequest, small_limit: None, peak: None) -> Fuzz:
+    """Try something on so many examples: all of them among the slow tests, else a fifth."""
+
+    def run(examples: int, attempt: Callable[[st.DataObject], None]) -> None:
+        known = [HealthCheck.too_slow, HealthCheck.data_too_large]
+        number = settings(max_examples=examples // request.param, suppress_health_check=known)
+        number(given(st.data())(attempt))()
+
+    return run
 
 
 @contextmanager
@@ -424,89 +432,90 @@ def meta(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize(("right", "examples"), [(STRUCTURE, 900), (VIT, 400)], ids=["cnn", "vit"])
-@pytest.mark.usefixtures("peak", "small_limit")
-def test_mutated_structures(right: dict[str, Any], examples: int) -> None:
+def test_mutated_structures(right: dict[str, Any], examples: int, fuzz: Fuzz) -> None:
     dense = meta(right["base"])
 
-    @fuzz(examples)
-    @given(choices=st.data())
-    def run(choices: st.DataObject) -> None:
+    def attempt(choices: st.DataObject) -> None:
         mutant = mutate(right, choices.draw)
         with a_model_or_our_error():
             structure = Structure.from_dict(mutant)
             if structure.base == right["base"]:
                 structure.build(copy.deepcopy(dense))
 
-    run()
+    fuzz(examples, attempt)
 
 
-@fuzz(350)
-@given(choices=st.data())
-@pytest.mark.usefixtures("peak", "small_limit")
-def test_mutated_configs(folder: Path, saved: Path, choices: st.DataObject) -> None:
-    mutant = mutate(json.loads((saved / "config.json").read_text()), choices.draw)
-    (folder / "config.json").write_text(json.dumps(mutant))
-    with a_model_or_our_error():
-        model = pruned_door(folder)
-        assert sum(p.numel() for p in model.parameters()) < FUZZ_LIMIT / 4
+def test_mutated_configs(folder: Path, saved: Path, fuzz: Fuzz) -> None:
+    def attempt(choices: st.DataObject) -> None:
+        mutant = mutate(json.loads((saved / "config.json").read_text()), choices.draw)
+        (folder / "config.json").write_text(json.dumps(mutant))
+        with a_model_or_our_error():
+            model = pruned_door(folder)
+            assert sum(p.numel() for p in model.parameters()) < FUZZ_LIMIT / 4
+
+    fuzz(350, attempt)
 
 
-@fuzz(150)
-@given(choices=st.data())
-@pytest.mark.usefixtures("peak", "small_limit")
-def test_mutated_configs_at_timms_own_door(
-    folder: Path, saved: Path, choices: st.DataObject
-) -> None:
+def test_mutated_configs_at_timms_own_door(folder: Path, saved: Path, fuzz: Fuzz) -> None:
     """Where none of our code has been reached, the error is timm's; from there on it is ours."""
-    mutant = mutate(json.loads((saved / "config.json").read_text()), choices.draw)
-    (folder / "config.json").write_text(json.dumps(mutant))
-    with a_model_or_our_error():
-        try:
-            timms_door(folder)
-        except Exception as error:
-            files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-            if any("timm_linop" in Path(file).parts[-2] for file in files):
-                raise
-            event(f"timm's own {type(error).__name__}")
+
+    def attempt(choices: st.DataObject) -> None:
+        mutant = mutate(json.loads((saved / "config.json").read_text()), choices.draw)
+        (folder / "config.json").write_text(json.dumps(mutant))
+        with a_model_or_our_error():
+            try:
+                timms_door(folder)
+            except Exception as error:
+                files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+                if any("timm_linop" in Path(file).parts[-2] for file in files):
+                    raise
+                event(f"timm's own {type(error).__name__}")
+
+    fuzz(150, attempt)
 
 
-@fuzz(250)
-@given(choices=st.data())
-@pytest.mark.usefixtures("peak", "small_limit")
-def test_mutated_json(folder: Path, saved: Path, choices: st.DataObject) -> None:
-    text = (saved / "config.json").read_bytes()
-    place = choices.draw(st.integers(0, len(text)))
-    length = choices.draw(st.sampled_from([0, 1, 5, len(text)]))
-    piece = st.sampled_from([b"[" * 5000, b'{"a":' * 5000, b"NaN", b"9" * 5000, b'"a":1,"a":2,'])
-    inserted = choices.draw(piece | st.binary(max_size=4))
-    path = folder / "config.json"
-    path.write_bytes(text[:place] + inserted + text[place + length :])
-    with a_model_or_our_error():
-        read_config(path)
-        resolve(folder, NAME)
+def test_mutated_json(folder: Path, saved: Path, fuzz: Fuzz) -> None:
+    def attempt(choices: st.DataObject) -> None:
+        text = (saved / "config.json").read_bytes()
+        place = choices.draw(st.integers(0, len(text)))
+        length = choices.draw(st.sampled_from([0, 1, 5, len(text)]))
+        piece = st.sampled_from(
+            [b"[" * 5000, b'{"a":' * 5000, b"NaN", b"9" * 5000, b'"a":1,"a":2,']
+        )
+        inserted = choices.draw(piece | st.binary(max_size=4))
+        path = folder / "config.json"
+        path.write_bytes(text[:place] + inserted + text[place + length :])
+        with a_model_or_our_error():
+            read_config(path)
+            resolve(folder, NAME)
+
+    fuzz(250, attempt)
 
 
-@fuzz(300)
-@given(choices=st.data())
-@pytest.mark.usefixtures("peak", "small_limit")
-def test_mutated_safetensors(folder: Path, saved: Path, choices: st.DataObject) -> None:
+def test_mutated_safetensors(folder: Path, saved: Path, fuzz: Fuzz) -> None:
     """Bytes flipped, cut, put in; and a header whose shapes, types and offsets lie."""
-    whole = (saved / "model.safetensors").read_bytes()
-    length = int.from_bytes(whole[:8], "little")
-    if choices.draw(st.booleans()):
-        header = json.dumps(mutate_header(json.loads(whole[8 : 8 + length]), choices.draw)).encode()
-        mutant = len(header).to_bytes(8, "little") + header + whole[8 + length :]
-    else:
-        place = choices.draw(st.integers(0, length + 8) | st.integers(0, len(whole)))
-        cut = choices.draw(st.sampled_from([0, 0, 1, 8, len(whole)]))
-        mutant = whole[:place] + choices.draw(st.binary(max_size=8)) + whole[place + cut :]
-    (folder / "model.safetensors").write_bytes(mutant)
-    with a_model_or_our_error():
-        source = resolve(folder, NAME)
-        held = sum(t.numel() * t.element_size() for t in (source.weights or {}).values())
-        assert held <= len(mutant)
-        if choices.draw(st.integers(0, 3)) == 0:
-            pruned_door(folder)
+
+    def attempt(choices: st.DataObject) -> None:
+        whole = (saved / "model.safetensors").read_bytes()
+        length = int.from_bytes(whole[:8], "little")
+        if choices.draw(st.booleans()):
+            header = json.dumps(
+                mutate_header(json.loads(whole[8 : 8 + length]), choices.draw)
+            ).encode()
+            mutant = len(header).to_bytes(8, "little") + header + whole[8 + length :]
+        else:
+            place = choices.draw(st.integers(0, length + 8) | st.integers(0, len(whole)))
+            cut = choices.draw(st.sampled_from([0, 0, 1, 8, len(whole)]))
+            mutant = whole[:place] + choices.draw(st.binary(max_size=8)) + whole[place + cut :]
+        (folder / "model.safetensors").write_bytes(mutant)
+        with a_model_or_our_error():
+            source = resolve(folder, NAME)
+            held = sum(t.numel() * t.element_size() for t in (source.weights or {}).values())
+            assert held <= len(mutant)
+            if choices.draw(st.integers(0, 3)) == 0:
+                pruned_door(folder)
+
+    fuzz(300, attempt)
 
 
 def mutate_header(header: dict[str, Any], draw: Any) -> dict[str, Any]:
@@ -526,37 +535,38 @@ def mutate_header(header: dict[str, Any], draw: Any) -> dict[str, Any]:
     return header
 
 
-@fuzz(150)
-@given(choices=st.data())
-@pytest.mark.usefixtures("peak", "small_limit")
-def test_mutated_tensors(folder: Path, saved: Path, choices: st.DataObject) -> None:
+def test_mutated_tensors(folder: Path, saved: Path, fuzz: Fuzz) -> None:
     """Tensors renamed, put in, taken out, of another shape or type; as .safetensors and .pth."""
-    draw = choices.draw
-    weights: dict[Any, Any] = load_file(saved / "model.safetensors")
-    for _ in range(draw(st.integers(1, 2))):
-        name = draw(st.sampled_from(list(weights)))
-        sizes = draw(st.lists(st.integers(0, 40), max_size=4))
-        kind = draw(st.sampled_from([torch.float32, torch.float16, torch.int64, torch.bool]))
-        match draw(st.sampled_from(["rename", "extra", "missing", "shape", "type"])):
-            case "rename":
-                weights[draw(KEYS)] = weights.pop(name)
-            case "extra":
-                weights[draw(KEYS)] = torch.zeros(sizes)
-            case "missing":
-                del weights[name]
-            case "shape":
-                weights[name] = torch.zeros(sizes)
-            case "type":
-                weights[name] = weights[name].to(kind)
-    pruned = folder
-    if draw(st.booleans()):
-        pruned = folder / "weights.pth"
-        torch.save(weights, pruned)
-    else:
-        names = {name.encode("utf-8", "replace").decode(): weights[name] for name in weights}
-        (folder / "model.safetensors").write_bytes(save(names))
-    with a_model_or_our_error():
-        pruned_door(pruned)
+
+    def attempt(choices: st.DataObject) -> None:
+        draw = choices.draw
+        weights: dict[Any, Any] = load_file(saved / "model.safetensors")
+        for _ in range(draw(st.integers(1, 2))):
+            name = draw(st.sampled_from(list(weights)))
+            sizes = draw(st.lists(st.integers(0, 40), max_size=4))
+            kind = draw(st.sampled_from([torch.float32, torch.float16, torch.int64, torch.bool]))
+            match draw(st.sampled_from(["rename", "extra", "missing", "shape", "type"])):
+                case "rename":
+                    weights[draw(KEYS)] = weights.pop(name)
+                case "extra":
+                    weights[draw(KEYS)] = torch.zeros(sizes)
+                case "missing":
+                    del weights[name]
+                case "shape":
+                    weights[name] = torch.zeros(sizes)
+                case "type":
+                    weights[name] = weights[name].to(kind)
+        pruned = folder
+        if draw(st.booleans()):
+            pruned = folder / "weights.pth"
+            torch.save(weights, pruned)
+        else:
+            names = {name.encode("utf-8", "replace").decode(): weights[name] for name in weights}
+            (folder / "model.safetensors").write_bytes(save(names))
+        with a_model_or_our_error():
+            pruned_door(pruned)
+
+    fuzz(150, attempt)
 
 
 OTHERS = [
@@ -579,21 +589,23 @@ OTHERS = [
 ]
 
 
-@fuzz(150)
-@given(choices=st.data())
-@pytest.mark.usefixtures("peak", "small_limit")
-def test_mutated_pickles(folder: Path, choices: st.DataObject) -> None:
-    content = choices.draw(st.sampled_from(OTHERS))
-    path = folder / choices.draw(st.sampled_from(["x.pth", "x.pt", "x.bin", "x.safetensors", "x"]))
-    kind = choices.draw(st.sampled_from(["zip", "legacy", "pickle"]))
-    if kind == "pickle" and not isinstance(content, nn.Module):
-        path.write_bytes(pickle.dumps(str(content), protocol=2))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
-    whole = path.read_bytes()
-    place = choices.draw(st.integers(0, len(whole)))
-    cut = choices.draw(st.sampled_from([0, 0, 1, len(whole)]))
-    path.write_bytes(whole[:place] + choices.draw(st.binary(max_size=4)) + whole[place + cut :])
-    with pytest.raises(LinOPError) as caught:
-        resolve(path, NAME)
-    assert 0 < len(str(caught.value)) < 1000
+def test_mutated_pickles(folder: Path, fuzz: Fuzz) -> None:
+    def attempt(choices: st.DataObject) -> None:
+        content = choices.draw(st.sampled_from(OTHERS))
+        path = folder / choices.draw(
+            st.sampled_from(["x.pth", "x.pt", "x.bin", "x.safetensors", "x"])
+        )
+        kind = choices.draw(st.sampled_from(["zip", "legacy", "pickle"]))
+        if kind == "pickle" and not isinstance(content, nn.Module):
+            path.write_bytes(pickle.dumps(str(content), protocol=2))
+        else:
+            torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+        whole = path.read_bytes()
+        place = choices.draw(st.integers(0, len(whole)))
+        cut = choices.draw(st.sampled_from([0, 0, 1, len(whole)]))
+        path.write_bytes(whole[:place] + choices.draw(st.binary(max_size=4)) + whole[place + cut :])
+        with pytest.raises(LinOPError) as caught:
+            resolve(path, NAME)
+        assert 0 < len(str(caught.value)) < 1000
+
+    fuzz(150, attempt)
