@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 
 import timm_linop
+from tests.hub_client import REPO, use_hub
 from tests.hub_server import HubServer
+from timm_linop import cli
 from timm_linop.errors import ExpansionError, OutputFolderError
 from timm_linop.hub import save
 
 ROOT = Path(__file__).parents[1]
-REPO = "alice/slim"
 
 
 @pytest.fixture(scope="module")
@@ -100,54 +101,29 @@ def test_what_save_refuses(model: torch.nn.Module, folder: Path, tmp_path: Path)
 
 
 def test_push_is_one_commit_and_anyone_reloads_it(
-    model: torch.nn.Module, folder: Path, hub: HubServer, tmp_path: Path
+    model: torch.nn.Module,
+    folder: Path,
+    hub: HubServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     token = hub.token("alice", write=True)
-    push = f"import timm_linop; timm_linop.push({str(folder)!r}, {REPO!r})"
-    done = python(hub, tmp_path / "home", token, push)
+    push = f"timm_linop.push({str(folder)!r}, {REPO!r})"
+    done = python(hub, tmp_path / "home", token, f"import timm_linop\n{push}\n{push}")
     assert done.returncode == 0, done.stderr
     assert token not in done.stdout + done.stderr
     api = HfApi(endpoint=hub.endpoint, token=token)
-    commits = api.list_repo_commits(REPO)
-    assert len(commits) == 2  # the repo's first, and ours
+    # The repo's first, and ours: pushing the same again changes nothing.
+    assert len(api.list_repo_commits(REPO)) == 2
 
-    assert python(hub, tmp_path / "home", token, push).returncode == 0
-    assert len(api.list_repo_commits(REPO)) == 2  # pushing the same again changes nothing
-
-    torch.manual_seed(1)
+    use_hub(hub, None, monkeypatch, tmp_path / "stranger")
     x = torch.randn(2, 3, 64, 64)
-    torch.save(x, tmp_path / "x.pt")
-    reload = (
-        "import timm, timm_linop, torch\n"
-        "torch.set_num_threads(1)\n"  # as here: bits depend on it
-        f"x = torch.load({str(tmp_path / 'x.pt')!r})\n"
-        f"slim = timm.create_model('hf-hub:{REPO}', pretrained=True).eval()\n"
-        f"wide = timm.create_model('linop_test_resnet', pruned='hf-hub:{REPO}', rate=2).eval()\n"
-        f"torch.save([slim(x), wide(x)], {str(tmp_path / 'y.pt')!r})\n"
-        "print(len(timm_linop.audit(wide)), slim.pretrained_cfg['label_names'])"
-    )
-    done = python(hub, tmp_path / "stranger", None, reload)
-    assert done.returncode == 0, done.stderr
-    slim, wide = torch.load(tmp_path / "y.pt")
-    assert torch.equal(slim, model(x))
-    assert (wide - slim).norm() / slim.norm() < 1e-5
-    assert "['a', 'b', 'c']" in done.stdout
-
-
-def test_push_removes_our_stale_files_and_keeps_foreign_ones(
-    folder: Path, hub: HubServer, tmp_path: Path
-) -> None:
-    token = hub.token("alice", write=True)
-    api = HfApi(endpoint=hub.endpoint, token=token)
-    api.create_repo(REPO)
-    for name in ("figures/old.png", "notes.txt", "demo/figure.png"):
-        api.upload_file(path_or_fileobj=b"x", path_in_repo=name, repo_id=REPO)
-    code = f"import timm_linop; timm_linop.push({str(folder)!r}, {REPO!r}, message='Ours')"
-    assert python(hub, tmp_path / "home", token, code).returncode == 0
-    files = set(api.list_repo_files(REPO))
-    assert {"notes.txt", "demo/figure.png", "figures/widths.png", "config.json"} <= files
-    assert "figures/old.png" not in files
-    assert api.list_repo_commits(REPO)[0].title == "Ours"
+    slim = timm.create_model(f"hf-hub:{REPO}", pretrained=True).eval()
+    assert torch.equal(slim(x), model(x))
+    assert slim.pretrained_cfg["label_names"] == ["a", "b", "c"]
+    wide = timm.create_model("linop_test_resnet", pruned=f"hf-hub:{REPO}", rate=2).eval()
+    assert timm_linop.audit(wide)
+    assert (wide(x) - slim(x)).norm() / slim(x).norm() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -159,61 +135,57 @@ def test_push_removes_our_stale_files_and_keeps_foreign_ones(
     ],
 )
 def test_no_access_is_told_before_training(
-    owner: str | None, write: bool, message: str, hub: HubServer, tmp_path: Path
+    owner: str | None,
+    write: bool,
+    message: str,
+    hub: HubServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     HfApi(endpoint=hub.endpoint, token=hub.token("alice", write=True)).create_repo(REPO)
     token = hub.token(owner, write=write) if owner else None
+    use_hub(hub, token, monkeypatch, tmp_path / "home")
     argv = ["--model", "test_resnet", "--push-to-hub", REPO, "--output", str(tmp_path / "out")]
-    code = f"from timm_linop import cli; cli.train({argv!r})"
-    done = python(hub, tmp_path / "home", token, code)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not token or token not in done.stdout + done.stderr
+    with pytest.raises(SystemExit, match=r"^2$"):
+        cli.train(argv)
+    printed = "".join(capsys.readouterr())
+    assert message in printed and "Traceback" not in printed
+    assert not token or token not in printed
     assert not (tmp_path / "out").exists()
 
 
-def test_training_ends_with_a_push(hub: HubServer, tmp_path: Path) -> None:
-    token = hub.token("alice", write=True)
-    argv = [
-        "--model",
-        "test_resnet",
-        "--in-chans",
-        "1",
-        "--img-size",
-        "32",
-        "--epochs",
-        "1",
-        "--no-aug",
-        "--push-to-hub",
-    ]
-    argv += [REPO, "--output", str(tmp_path / "out")]
-    code = f"from timm_linop import cli; cli.train({argv!r})"
-    done = python(hub, tmp_path / "home", token, code)
-    assert done.returncode == 0, done.stderr
-    files = HfApi(endpoint=hub.endpoint, token=token).list_repo_files(REPO)
+def test_training_ends_with_a_push(
+    token: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    flags = ["--model", "test_resnet", "--in-chans", "1", "--img-size", "32", "--epochs", "1"]
+    cli.train([*flags, "--no-aug", "--push-to-hub", REPO, "--output", str(out)])
+    files = HfApi().list_repo_files(REPO)
     assert {"config.json", "model.safetensors", "README.md", "figures/training.png"} <= set(files)
-    written = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    written = (path for path in out.rglob("*") if path.is_file())
     assert not [path for path in written if token.encode() in path.read_bytes()]
+    assert token not in "".join(capsys.readouterr())
 
 
-def test_what_push_refuses(model: torch.nn.Module, hub: HubServer, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("token")
+def test_what_push_refuses(
+    model: torch.nn.Module, hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     wide = timm_linop.expand(copy.deepcopy(model), rate=1)
     save_for_hf(wide, str(tmp_path / "wide"), model_args={"pruned": None}, safe_serialization=True)
     plain = timm.create_model("test_resnet")
     save_for_hf(plain, str(tmp_path / "plain"), safe_serialization=True)
     (tmp_path / "empty").mkdir()
-    token = hub.token("alice", write=True)
     for name, message in {
         "wide": "holds an expanded model and is not pushed",
         "plain": "holds no slim model of timm_linop",
         "empty": "holds no slim model",
         "missing": "holds no slim model",
     }.items():
-        argv = ["push", str(tmp_path / name), REPO]
-        code = f"from timm_linop import cli; cli.main({argv!r})"
-        done = python(hub, tmp_path / "home", token, code)
-        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+        with pytest.raises(SystemExit, match=r"^2$"):
+            cli.main(["push", str(tmp_path / name), REPO])
+        assert message in capsys.readouterr().err
     assert not [request for request in hub.requests if request[0] == "POST"]
 
 
