@@ -11,11 +11,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from tests.slims import FAMILIES
 from timm_linop.expand import audit, contract, expand
 from timm_linop.expanded import factors_of
 from timm_linop.initialise import INITS
 
-STEPS = 50
+STEPS = 25
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: nn.Conv2d(4, 6, 3),
     "grouped": lambda: nn.Conv2d(4, 6, 3, groups=2, stride=2),
@@ -98,7 +99,8 @@ def test_adam_tells_the_two_apart() -> None:
 def test_a_whole_model_trains_alike(name: str) -> None:
     torch.manual_seed(0)
     slim = timm.create_model(name, num_classes=3).double()
-    x, y = torch.randn(4, 3, 160, 160, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    size = FAMILIES[name]
+    x, y = torch.randn(4, 3, size, size, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
     outputs = []
     for compact in (False, True):
         model = expand(copy.deepcopy(slim), seed=1, compact=compact).train()

@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from tests.slims import FAMILIES
 from timm_linop import composed_once, expand
 from timm_linop.chain import LinearChain
 from timm_linop.errors import ExpansionError
@@ -31,7 +32,8 @@ def accumulated(model: nn.Module, images: Tensor, context: Any) -> list[Tensor |
 @pytest.mark.parametrize("compact", [False, True])
 def test_gradients_are_those_of_composing_each_time(name: str, compact: bool) -> None:
     model = expand(timm.create_model(name, num_classes=3), seed=0, compact=compact).double()
-    images = torch.randn(8, 3, 160, 160, dtype=torch.float64)
+    size = FAMILIES[name]
+    images = torch.randn(8, 3, size, size, dtype=torch.float64)
     expected = accumulated(model, images, lambda _: nullcontext())
     found = accumulated(model, images, composed_once)
     assert len(expected) > 20
