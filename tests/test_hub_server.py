@@ -1,7 +1,7 @@
 """The test Hub against the real client: what other tests lean on must itself be sure.
 
 Most tests call `HfApi(endpoint=...)` in this process, with the settings the client reads at
-import set by a fixture. What only HF_ENDPOINT can show, timm included, runs in a subprocess.
+import set by a fixture. What only HF_ENDPOINT can show runs in a subprocess.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from urllib.error import HTTPError
 import httpx2
 import huggingface_hub.constants
 import pytest
+import timm
+import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -27,6 +29,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from tests.hub_client import publish, use_hub
 from tests.hub_server import DROPPED, HubServer
 
 REPO = "alice/slim"
@@ -430,22 +433,6 @@ except HfHubHTTPError as refused:
     print(refused.response.status_code)
 """
 
-TIMM_ROUND_TRIP = """
-import pathlib, tempfile, timm, torch
-from huggingface_hub import CommitOperationAdd, create_commit, create_repo
-
-model = timm.create_model("test_vit", num_classes=3).eval()
-folder = pathlib.Path(tempfile.mkdtemp())
-timm.models.save_for_hf(model, folder, safe_serialization=True)
-create_repo("alice/tiny", private=True)
-files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
-create_commit("alice/tiny", files, commit_message="Push")
-again = timm.create_model("hf-hub:alice/tiny", pretrained=True).eval()
-images = torch.randn(2, 3, 160, 160)
-assert torch.equal(model(images), again(images))
-print("same logits")
-"""
-
 
 def test_create_repo_misleads_a_reader_and_auth_check_does_not(
     hub: HubServer, alice: HfApi, tmp_path: Path
@@ -457,13 +444,18 @@ def test_create_repo_misleads_a_reader_and_auth_check_does_not(
     assert done.stdout.split() == [REPO, "403"], done.stderr
 
 
-def test_timm_loads_from_the_hub_in_a_subprocess(hub: HubServer, tmp_path: Path) -> None:
+def test_timm_loads_from_the_hub(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     token = hub.token("alice", write=True)
-    env = hub.env(tmp_path / "home", token)
-    command = [sys.executable, "-c", TIMM_ROUND_TRIP]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.stdout.strip() == "same logits", done.stderr
-    assert token not in done.stdout + done.stderr + repr(hub.requests)
+    use_hub(hub, token, monkeypatch, tmp_path / "home")
+    model = timm.create_model("test_vit", num_classes=3).eval()
+    timm.models.save_for_hf(model, str(tmp_path / "tiny"), safe_serialization=True)
+    publish(hub, "alice/tiny", tmp_path / "tiny", private=True)
+    again = timm.create_model("hf-hub:alice/tiny", pretrained=True).eval()
+    images = torch.randn(2, 3, 160, 160)
+    assert torch.equal(model(images), again(images))
+    assert token not in repr(hub.requests)
     assert ("GET", "/alice/tiny/resolve/main/model.safetensors") not in {
         call[:2] for call in hub.requests
     }  # the client went straight to the storage

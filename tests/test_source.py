@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import pickle
 import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +13,11 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import timm_linop
-from tests.hub_server import HubServer
 from tests.slims import CLASSES, images, lively, slim, twin, write_folder
 from timm_linop.errors import (
     CheckpointError,
@@ -505,61 +502,26 @@ def test_a_config_cannot_redirect_the_weights(folder: Path, tmp_path: Path) -> N
 
 # --- the Hub ------------------------------------------------------------------------------------
 
-HUB_SCRIPT = """
-import collections, json, sys
-import timm, timm_linop, torch
-from huggingface_hub import HfApi
-from timm_linop.errors import HubError, LinOPError
 
-folder, images, out = sys.argv[1:]
-torch.set_num_threads(1)
-api, x = HfApi(), torch.load(images)
-for repo in ("alice/slim", "alice/bare"):
-    api.create_repo(repo)
-api.upload_folder(repo_id="alice/slim", folder_path=folder)
-api.create_tag("alice/slim", tag="v1")
-api.upload_file(
-    repo_id="alice/bare", path_in_repo="config.json", path_or_fileobj=f"{folder}/config.json"
-)
-build = lambda pruned, **args: timm.create_model("linop_test_resnet", pruned=pruned, **args).eval()
-torch.save(
-    {
-        "pruned": build("hf-hub:alice/slim", rate=0)(x),
-        "revision": build("hf-hub:alice/slim@v1", rate=0)(x),
-        "rate": build("hf-hub:alice/slim", rate=2, seed=0)(x),
-        "timm": timm.create_model("hf-hub:alice/slim", pretrained=True).eval()(x),
-    },
-    out,
-)
-said = {}
-for name in ("alice/none", "alice/bare", "alice/slim@none", "a b/c", "", "a/b/c"):
-    try:
-        build(f"hf-hub:{name}")
-    except LinOPError as error:
-        said[name] = [type(error).__name__, str(error)]
-print(json.dumps(said))
-"""
-
-
-def test_hub_ids(folder: Path, tmp_path: Path) -> None:
-    x = images(NAME)
-    torch.save(x, tmp_path / "x.pt")
-    with HubServer(tmp_path / "hub") as hub:
-        env = hub.env(tmp_path / "home", hub.token("alice", write=True))
-        command = [sys.executable, "-c", HUB_SCRIPT, folder, tmp_path / "x.pt", tmp_path / "y.pt"]
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    logits = collections.OrderedDict(torch.load(tmp_path / "y.pt"))
+@pytest.mark.usefixtures("token")
+def test_hub_ids(folder: Path) -> None:
+    api, x = HfApi(), images(NAME)
+    for repo in ("alice/slim", "alice/bare"):
+        api.create_repo(repo)
+    api.upload_folder(repo_id="alice/slim", folder_path=folder)
+    api.create_tag("alice/slim", tag="v1")
+    config = folder / "config.json"
+    api.upload_file(repo_id="alice/bare", path_in_repo=config.name, path_or_fileobj=config)
     expected = slim(NAME)(x)
-    for kind in ("pruned", "revision", "timm"):
-        assert torch.equal(logits[kind], expected)
-    assert torch.allclose(logits["rate"], expected, rtol=1e-4, atol=1e-5)
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert set(said) == {"alice/none", "alice/bare", "alice/slim@none", "a b/c", "", "a/b/c"}
-    for name, (kind, sentence) in said.items():
-        assert kind == "HubError"
-        assert sentence.startswith(f"hf-hub:{name} cannot be read")
-        assert "check the id" in sentence
+    assert torch.equal(twin(NAME, "hf-hub:alice/slim")(x), expected)
+    assert torch.equal(twin(NAME, "hf-hub:alice/slim@v1")(x), expected)
+    assert torch.equal(timm.create_model("hf-hub:alice/slim", pretrained=True).eval()(x), expected)
+    wide = twin(NAME, "hf-hub:alice/slim", rate=2, seed=0)
+    assert torch.allclose(wide(x), expected, rtol=1e-4, atol=1e-5)
+    for name in ("alice/none", "alice/bare", "alice/slim@none", "a b/c", "", "a/b/c"):
+        with pytest.raises(HubError, match="check the id") as refused:
+            twin(NAME, f"hf-hub:{name}")
+        assert str(refused.value).startswith(f"hf-hub:{name} cannot be read")
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
