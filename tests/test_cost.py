@@ -76,6 +76,7 @@ def test_the_document_holds_the_tables_of_the_results_in_the_repository() -> Non
     assert set(told) == set(cost.SECTIONS)
 
 
+@pytest.mark.slow
 def test_the_peak_of_training_holds_parameters_gradients_and_momentum() -> None:
     command = [sys.executable, "-m", "benchmarks.cost_memory", "2", "vanilla"]  # resnet18, 64 px
     done = subprocess.run(command, capture_output=True, text=True, check=True)

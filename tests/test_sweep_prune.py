@@ -20,6 +20,7 @@ def test_the_list_names_architectures_of_many_families() -> None:
     assert len(families) >= 80
 
 
+@pytest.mark.slow
 def test_one_architecture_through_both_processes(tmp_path: Path) -> None:
     row = run("test_resnet", timeout=300)
     assert "reason" not in row
