@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import timm_linop
+from tests.disk import full_disk
 from timm_linop import cli, metrics
 from timm_linop.errors import CheckpointError
 from timm_linop.resume import Checkpoints, Progress, stop_signals
@@ -187,33 +188,19 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
         kept.load()
 
 
-FULL = """
-import resource, sys, warnings
-from pathlib import Path
-from tests.test_resume import trained
-from timm_linop.resume import Checkpoints, Progress
-accelerator, model, _ = trained(2)
-kept = Checkpoints(Path(sys.argv[1]), accelerator, None, keep=1)
-kept.save(Progress(updates=1))
-resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))  # what a full disk does: writes fail
-with warnings.catch_warnings(record=True) as told:
-    warnings.simplefilter("always")
-    kept.save(Progress(updates=2))
-print([str(w.message) for w in told if "no checkpoint" in str(w.message)][0])
-print(sorted(path.name for path in Path(sys.argv[1]).iterdir()), kept.load().updates)
-"""
-
-
 def test_a_full_disk_loses_nothing_older_and_is_told(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FULL, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    warning, left = done.stdout.splitlines()[-2:]
-    assert "no checkpoint after 2 steps" in warning and "make room" in warning
-    assert left == "['00000001'] 1"
+    accelerator, *_ = trained(2)
+    kept = Checkpoints(tmp_path, accelerator, None, keep=1)
+    kept.save(Progress(updates=1))
+    with full_disk(200), pytest.warns(UserWarning, match="no checkpoint after 2 steps.*make room"):
+        kept.save(Progress(updates=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
+    assert kept.load() == Progress(updates=1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_leaves_and_the_run_can_go_on(
     start: list[str], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -258,21 +245,26 @@ def test_what_cannot_be_resumed_is_told(
         assert left.value.code == 2 and sentence in capsys.readouterr().err
 
 
-def test_a_finished_run_is_left_as_it_is(
-    start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def whole(start: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one epoch."""
+    run = tmp_path_factory.mktemp("finished") / "whole"
     cli.train([*start, "--epochs", "1", "--output", str(run)])
+    return run
+
+
+def test_a_finished_run_is_left_as_it_is(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     cli.train(["--resume", str(run)])
     assert "is finished already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_a_run_stopped_after_its_last_epoch_only_finishes(start: list[str], tmp_path: Path) -> None:
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    cli.train([*start, "--epochs", "1", "--output", str(whole)])
-    shutil.copytree(whole, run)
+def test_a_run_stopped_after_its_last_epoch_only_finishes(whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(run / "slim")
     cli.train(["--resume", str(run)])
     assert_same(run, whole)
