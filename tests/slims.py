@@ -47,9 +47,15 @@ def lively(name: str, **args: Any) -> nn.Module:
 
 
 @functools.cache
+def dense_and_slim(name: str, **args: Any) -> tuple[nn.Module, nn.Module]:
+    """A dense model in training mode, and half of its channels; not to be changed, as shared."""
+    dense = lively(name, **args).train()
+    return dense, prune(dense, None if args else images(name), ratio=0.5)
+
+
 def slim(name: str, **args: Any) -> nn.Module:
     """Half of a model's channels; not to be changed, as the tests share it."""
-    return prune(lively(name, **args), None if args else images(name), ratio=0.5)
+    return dense_and_slim(name, **args)[1]
 
 
 def images(name: str, channels: int = 3, batch: int = 2) -> Tensor:
