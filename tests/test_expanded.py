@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from timm_linop.expand import audit, contract, expand, is_expanded
@@ -169,7 +171,8 @@ def test_two_processes_get_the_gradients_of_one_and_no_strides_warning(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+    multiprocessing.set_forkserver_preload([__name__])  # torch and timm are imported once for both
+    start_processes(work, (str(tmp_path),), nprocs=2, start_method="forkserver")
     assert "strides do not match" not in capfd.readouterr().err
     model = expand(net(), rate=2, seed=0)
     torch.manual_seed(7)
