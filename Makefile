@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/timm-linop demo $(if $(HUB),--hub)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --durations 20 -m "not slow"
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations 20 -m "not slow"
 
 # Runs of several processes, and runs that are killed again and again; one at a time, as moments matter.
 test-slow: $(INSTALLED)
