@@ -65,7 +65,7 @@ class Study:
     dense_steps: int = 1500
     steps: int = 1000
     seeds: tuple[int, ...] = (0, 1, 2)
-    ratios: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+    ratios: tuple[float, ...] = tuple(i / 10 for i in range(10))
     rates: tuple[float, ...] = (1e-2, 1e-3)
 
 
