@@ -10,6 +10,9 @@ same units away while the network trains on. Each trains for as many steps after
 as the others, at one learning rate: TPP spends half of them taking units away, the others all of
 them retraining. The mean JSV is that of the Jacobian d logits / d pixels.
 
+Two controls, at some ratios: L1 whose learning rate is held as long as TPP's before it falls (L1
+held), and TPP that only shrinks what it takes away (TPP without Gram).
+
 Rows are written to the CSV as they are made, and a rerun goes on where the last one stopped.
 """
 
@@ -37,7 +40,7 @@ from timm_linop.bench import machine
 from timm_linop.channels.coupled import ChannelGroup
 from timm_linop.channels.cut import cut_tensors, kept_by
 from timm_linop.data import load_data
-from timm_linop.pruning.tpp import TrainabilityPreserving, marked_units
+from timm_linop.pruning.tpp import TPPSettings, TrainabilityPreserving, marked_units
 from timm_linop.pruning.trainability import mean_jacobian_singular_value, orthogonalize
 from timm_linop.regulariser import Regulariser
 
@@ -45,6 +48,7 @@ RESULTS = Path(__file__).with_name("results") / "trainability.csv"
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 LAYERS, WIDTH, BATCH = 7, 100, 100
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
+METHODS, CONTROLS = ("L1", "L1+OrthP", "TPP"), ("L1 held", "TPP without Gram")
 COLUMNS = (
     "seed",
     "ratio",
@@ -67,6 +71,7 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)
     ratios: tuple[float, ...] = tuple(i / 10 for i in range(10))
     rates: tuple[float, ...] = (1e-2, 1e-3)
+    controls: tuple[float, ...] = (0.5, 0.7, 0.9)
 
 
 QUICK = Study(images=1000, dense_steps=300, steps=100, seeds=(0,), ratios=(0.0, 0.5, 0.9))
@@ -172,8 +177,9 @@ def pruned(
     if method == "dense":
         return model
     kept = {group.layer: units_kept(group.size, ratio) for group in groups}
-    if method == "TPP":
-        tpp = TrainabilityPreserving(model, groups, kept, steps)
+    if method.startswith("TPP"):
+        settings = TPPSettings() if method == "TPP" else TPPSettings(gram=0)
+        tpp = TrainabilityPreserving(model, groups, kept, steps, settings)
         train(model, images, steps, lr, seed, falls=False, regulariser=tpp)
         return without(model, tpp.removed())
     marked = {group.layer: marked_units(model, group, kept[group.layer]) for group in groups}
@@ -194,9 +200,11 @@ def measured(
 ) -> dict[str, Any]:
     """One row: prune, measure, retrain, measure."""
     seed, ratio, method, lr = key
-    apart = study.steps // 2 if method == "TPP" else 0
+    apart = study.steps // 2 if method in ("TPP", *CONTROLS) else 0
     slim = pruned(dense, images, method, ratio, lr, seed, apart)
     before = _figures(slim, images)
+    if method == "L1 held":
+        train(slim, images, apart, lr, seed, falls=False)
     after = _figures(train(slim, images, study.steps - apart, lr, seed), images)
     return dict(zip(COLUMNS, (*key, *before, *after), strict=True))
 
@@ -212,11 +220,12 @@ def _figures(model: nn.Sequential, images: Images) -> tuple[str, str]:
 
 def keys(study: Study) -> list[tuple[int, float, str, float]]:
     """Seed, ratio, method and learning rate of each row."""
+    methods = {ratio: METHODS if ratio else ("dense",) for ratio in study.ratios}
+    methods |= {ratio: methods[ratio] + CONTROLS for ratio in study.controls if ratio in methods}
     return [
         (seed, ratio, method, lr)
         for seed, ratio in itertools.product(study.seeds, study.ratios)
-        for method in (("L1", "L1+OrthP", "TPP") if ratio else ("dense",))
-        for lr in study.rates
+        for method, lr in itertools.product(methods[ratio], study.rates)
     ]
 
 

@@ -12,6 +12,7 @@ from timm_linop.plots.canvas import BLUE, GREEN, GREY, ORANGE, new_axes, new_fig
 
 Row = dict[str, str]
 _COLOURS = {"L1": BLUE, "L1+OrthP": GREEN, "TPP": ORANGE}
+_PAIRS = ("L1", "L1 held", "TPP without Gram", "TPP")  # controls beside what they are of
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -24,21 +25,25 @@ def summary(rows: Sequence[Row]) -> str:
         Markdown; means over seeds (of the mean JSV geometric ones), with standard deviations of
         accuracies.
     """
-    return "\n\n".join(
-        f"### Learning rate {lr}\n\n" + _table([row for row in rows if row["lr"] == lr])
-        for lr in dict.fromkeys(row["lr"] for row in rows)
-    )
+    parts = []
+    for lr in dict.fromkeys(row["lr"] for row in rows):
+        some = [row for row in rows if row["lr"] == lr]
+        parts += [f"### Learning rate {lr}", _table(some, tuple(_COLOURS), _ratios(some))]
+        if dense := _of(some, "dense", "0.0"):
+            told = _cell(dense).replace(" | ", ", ")
+            parts.insert(-1, f"Not pruned: mean JSV and accuracy {told}.")
+        if controlled := [ratio for ratio in _ratios(some) if _of(some, "L1 held", ratio)]:
+            parts += ["Controls:", _table(some, _PAIRS, controlled)]
+    return "\n\n".join(parts)
 
 
-def _table(rows: Sequence[Row]) -> str:
-    head = [f"{method}: {what}" for method in _COLOURS for what in ("mean JSV", "accuracy")]
+def _table(rows: Sequence[Row], methods: Sequence[str], ratios: Sequence[str]) -> str:
+    head = [f"{method}: {what}" for method in methods for what in ("mean JSV", "accuracy")]
     lines = [f"| pruning ratio | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
-    for ratio in _ratios(rows):
-        cells = [_cell(_of(rows, method, ratio)) for method in _COLOURS]
+    for ratio in ratios:
+        cells = [_cell(_of(rows, method, ratio)) for method in methods]
         lines.append(f"| {ratio} | {' | '.join(cells)} |")
-    dense = _of(rows, "dense", "0.0")
-    told = f"Not pruned: mean JSV and accuracy {_cell(dense).replace(' | ', ', ')}.\n\n"
-    return (told if dense else "") + "\n".join(lines)
+    return "\n".join(lines)
 
 
 def _ratios(rows: Sequence[Row]) -> list[str]:

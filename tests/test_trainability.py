@@ -163,7 +163,9 @@ def test_the_study_goes_on_where_it_stopped(
     whole = output.read_text()
     rows = read_rows(output)
     assert [(row["method"], row["lr"]) for row in rows] == [
-        (method, lr) for method in ("dense", "L1", "L1+OrthP", "TPP") for lr in ("0.01", "0.001")
+        (method, lr)
+        for method in ("dense", *study.METHODS, *study.CONTROLS)
+        for lr in ("0.01", "0.001")
     ]
     assert float(rows[4]["jsv_pruned"]) == pytest.approx(1)
     lines = whole.splitlines(keepends=True)
