@@ -3,7 +3,7 @@
     python examples/tpp_linop_push.py me/digits_slim        # a repo of yours, on the Hub
     python examples/tpp_linop_push.py                       # without a push
 
-On scikit-learn's digits, about three minutes on two CPU cores. Each step leaves a run folder in runs/.
+On scikit-learn's digits, about three minutes on two CPU cores; each step leaves a folder in runs/.
 """
 
 import subprocess
@@ -33,14 +33,14 @@ def launch(script: str, *flags: str) -> None:
 
 
 # A dense network, which will teach the slim one.
-launch("train.py", "--model", "test_resnet", "--in-chans", "1", "--epochs", "8", "--warmup-epochs", "1",
-       "--lr", "0.05", "--output", "runs/dense")  # fmt: skip
+dense = "--model test_resnet --in-chans 1 --epochs 8 --warmup-epochs 1 --lr 0.05"
+launch("train.py", *dense.split(), "--output", "runs/dense")
 # TPP takes channels apart from the others while it trains, until 85% of the weights can go.
-launch("prune.py", "--weights", "runs/dense", "--method", "tpp", "--target-params", "0.15",
-       "--round-to", "1", "--epochs", "8", "--output", "runs/tpp")  # fmt: skip
+tpp = "--method tpp --target-params 0.15 --round-to 1 --epochs 8"
+launch("prune.py", "--weights", "runs/dense", *tpp.split(), "--output", "runs/tpp")
 # The slim network as its exact wide twin, taught layer by layer; contracted at the end.
-launch("train.py", "--pruned", "runs/tpp", "--teacher", "local-dir:runs/dense", "--epochs", "12",
-       "--warmup-epochs", "1", "--lr", "0.01", "--output", "runs/slim")  # fmt: skip
+linop = "--teacher local-dir:runs/dense --epochs 12 --warmup-epochs 1 --lr 0.01"
+launch("train.py", "--pruned", "runs/tpp", *linop.split(), "--output", "runs/slim")
 
 if len(sys.argv) > 1:
     print(timm_linop.push("runs/slim", sys.argv[1]))
