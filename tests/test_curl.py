@@ -150,6 +150,29 @@ class Reader(nn.Sequential):
         return self[1](inner.relu())
 
 
+def test_tensors_that_are_changed_in_place() -> None:
+    model = InPlace().double()
+    check_against_zeros(model, tied(model, "stem", "dense", "depthwise"), [0, 1, 2], 4)
+
+
+class InPlace(nn.Module):
+    """A stream with nothing between its layers, and what came before it; both are overwritten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.stem = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.dense, self.depthwise = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=4)
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        before = self.before(images)
+        stream = self.stem(images)
+        stream += self.dense(stream)
+        stream = self.depthwise(stream)
+        before.mul_(2).add_(1)
+        return self.last(torch.cat([before, stream], 1).sigmoid_().mean((2, 3)) - 0.5)
+
+
 def test_only_what_a_unit_changes_is_computed() -> None:
     """Multiply-adds behind the last layer of the group that passes each channel on by itself."""
     model, images = lively("test_efficientnet"), torch.randn(2, 3, 32, 32, dtype=torch.float64)
