@@ -4,7 +4,9 @@
 scikit-learn's digits; a dense `test_resnet` is trained on them, its channels are halved by
 magnitude, and the slim net is trained in several ways on the same images. Every way sees as many of
 them; accuracy is of the whole test split, after the last epoch. Rows go to
-``benchmarks/results/limited.csv``; those that are there already are not measured again.
+``benchmarks/results/limited.csv``; those that are there already are not measured again. Beside them
+stands how well the teacher knows the six versions of its own training images, which give the
+refinement its first labels.
 """
 
 from __future__ import annotations
@@ -29,7 +31,13 @@ from torch import Tensor, nn
 
 import timm_linop
 from timm_linop.bench import Cost
-from timm_linop.data import VERSIONS, ImageData, load_data
+from timm_linop.data import (
+    VERSIONS,
+    ImageData,
+    load_data,
+    make_expanded_loader,
+    make_transforms,
+)
 from timm_linop.fit import Trainer
 from timm_linop.flags import parse
 from timm_linop.models import make_student, make_teacher
@@ -61,6 +69,16 @@ FLAGS = {
     f"--lr 0.05 {PLAIN}",
 }
 PRUNED, FIRST = "pruned, not trained", "mixup, KD, first stage"
+# In the order of `VERSIONS`; their rows are of the dense net.
+KINDS = (
+    "as they are",
+    "2 x 2 blocks",
+    "3 x 3 blocks",
+    "4 x 4 blocks",
+    "a square cut out",
+    "turned",
+)
+ON = "dense, on training images: "
 
 
 @cache
@@ -135,24 +153,55 @@ def accuracy(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> floa
     return 100 * torch.cat(right).double().mean().item()
 
 
+@torch.no_grad()
+def on_versions(name: str, seed: int) -> Iterator[tuple[str, nn.Module, float]]:
+    """Measure the dense net on each version of the images that it was trained on."""
+    dense = timm.create_model(f"local-dir:{WORK / f'{name}-{seed}'}/dense", pretrained=True).eval()
+    recipe, train = recipe_of(name, seed, DENSE), few(name).train
+    config = make_loaders(recipe, recipe.augment, few(name), dense).config
+    _, transform = make_transforms(dict(config), augment=recipe.augment)
+    right = torch.zeros(len(VERSIONS))
+    for images, targets in make_expanded_loader(train, transform, 100, seed=seed):
+        classes, places = targets.unbind(dim=1)
+        right.index_add_(0, places % len(VERSIONS), (dense(images).argmax(1) == classes).float())
+    for kind, count in zip(KINDS, right.tolist(), strict=True):
+        yield ON + kind, dense, 100 * count / len(train)
+
+
 def measure(name: str, path: Path) -> None:
     """Add the rows that are missing."""
     for seed in SEEDS:
-        for arm in FLAGS:
-            wanted = {DENSE, PRUNED} if arm == DENSE else {arm}
-            there = {
-                row["arm"] for row in read(path) if (row["data"], row["seed"]) == (name, str(seed))
-            }
-            slim_needed = arm == DENSE and not (WORK / f"{name}-{seed}" / "pruned").exists()
-            if wanted <= there and not slim_needed:
-                continue
-            make = prepared(name, seed) if arm == DENSE else trained(name, seed, arm)
-            for made, model, passes, seconds in make:
-                cost = Cost.of(model, (1, SIZE, SIZE))
+        _measure_arms(name, seed, path)
+        if not any(arm.startswith(ON) for arm in _arms(name, seed, path)):
+            for arm, model, reached in on_versions(name, seed):
+                append(_row(name, seed, arm, model, EPOCHS, reached, 0), path)
+
+
+def _measure_arms(name: str, seed: int, path: Path) -> None:
+    there = _arms(name, seed, path)
+    for arm in FLAGS:
+        wanted = {DENSE, PRUNED} if arm == DENSE else {arm}
+        slim_needed = arm == DENSE and not (WORK / f"{name}-{seed}" / "pruned").exists()
+        if wanted <= there and not slim_needed:
+            continue
+        make = prepared(name, seed) if arm == DENSE else trained(name, seed, arm)
+        for made, model, passes, seconds in make:
+            if made not in there:
                 reached = accuracy(model, test_batches(name))
-                costs = (cost.parameters, cost.macs, passes, f"{reached:.2f}", round(seconds))
-                if made not in there:
-                    append(dict(zip(COLUMNS, (name, seed, made, *costs), strict=True)), path)
+                append(_row(name, seed, made, model, passes, reached, seconds), path)
+
+
+def _arms(name: str, seed: int, path: Path) -> set[str]:
+    """Arms that have their row."""
+    return {row["arm"] for row in read(path) if (row["data"], row["seed"]) == (name, str(seed))}
+
+
+def _row(
+    name: str, seed: int, arm: str, model: nn.Module, passes: int, reached: float, seconds: float
+) -> dict[str, Any]:
+    cost = Cost.of(model, (1, SIZE, SIZE))
+    values = (cost.parameters, cost.macs, passes, f"{reached:.2f}", round(seconds))
+    return dict(zip(COLUMNS, (name, seed, arm, *values), strict=True))
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -197,17 +246,24 @@ def summary(rows: Sequence[dict[str, str]]) -> str:
         for arm in (DENSE, PRUNED, SMALL, "fine-tuning", "mixup, KD", FIRST, list(FLAGS)[3]):
             found = [row for row in rows if (row["data"], row["arm"]) == (name, arm)]
             if found:
-                lines.append(_line(arm, sorted(found, key=lambda row: int(row["seed"]))))
+                costs = f"{int(found[0]['parameters']):,} | {int(found[0]['macs']):,}"
+                lines.append(f"| {arm} | {_spread(found)} | {costs} | {found[0]['passes']} |")
+        tables.append("\n".join(lines))
+        lines = ["| the dense net on its training images | accuracy | each seed |"]
+        lines.append("|---" * 3 + "|")
+        for kind in KINDS:
+            found = [row for row in rows if (row["data"], row["arm"]) == (name, ON + kind)]
+            if found:
+                lines.append(f"| {kind} | {_spread(found)} |")
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
 
 
-def _line(arm: str, rows: Sequence[dict[str, str]]) -> str:
-    reached = [float(row["accuracy"]) for row in rows]
+def _spread(rows: Sequence[dict[str, str]]) -> str:
+    """Mean, standard deviation, and the accuracy of each seed, in two cells."""
+    reached = [float(row["accuracy"]) for row in sorted(rows, key=lambda row: int(row["seed"]))]
     spread = f" ± {stdev(reached):.1f}" if len(reached) > 1 else ""
-    each, last = ", ".join(f"{value:.1f}" for value in reached), rows[-1]
-    costs = f"{int(last['parameters']):,} | {int(last['macs']):,} | {last['passes']}"
-    return f"| {arm} | {fmean(reached):.1f}{spread} | {each} | {costs} |"
+    return f"{fmean(reached):.1f}{spread} | {', '.join(f'{value:.1f}' for value in reached)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

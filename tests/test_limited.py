@@ -54,6 +54,8 @@ def test_rows_that_are_there_are_not_measured_again(
 
     monkeypatch.setattr(limited, "trained", made)
     monkeypatch.setattr(limited, "prepared", made)
+    guesses = [(limited.ON + kind, net, 50.0) for kind in limited.KINDS]
+    monkeypatch.setattr(limited, "on_versions", lambda *_: guesses)
     monkeypatch.setattr(limited, "WORK", tmp_path)
     monkeypatch.setattr(limited, "SEEDS", (0, 1))
     monkeypatch.setattr(limited, "accuracy", lambda *_: 70.0 + 2 * asked[-1][0])
@@ -63,13 +65,15 @@ def test_rows_that_are_there_are_not_measured_again(
     limited.measure("digits", tmp_path / "rows.csv")
     assert len(asked) == 2 * len(limited.FLAGS)
     lines = (tmp_path / "rows.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "rows.csv").write_text("".join(lines[:-1]))
+    gone = next(line for line in lines if line.startswith(f'digits,1,"{limited.SMALL}"'))
+    (tmp_path / "rows.csv").write_text("".join(line for line in lines if line != gone))
     asked.clear()
     limited.measure("digits", tmp_path / "rows.csv")
     assert asked == [(1, limited.SMALL)]
-    assert (tmp_path / "rows.csv").read_text() == "".join(lines)
+    assert sorted((tmp_path / "rows.csv").read_text().splitlines(keepends=True)) == sorted(lines)
     told = limited.summary(limited.read(tmp_path / "rows.csv"))
     assert "| fine-tuning | 71.0 ± 1.4 | 70.0, 72.0 | 7,850 | 7,840 | 36 |" in told
+    assert "| turned | 50.0 ± 0.0 | 50.0, 50.0 |" in told
 
 
 def test_the_page_holds_the_table_of_the_results_in_the_repository() -> None:

@@ -162,7 +162,8 @@ def second_stage(recipe: Recipe) -> Recipe:
 
     Returns:
         The same with the refinement's rate, a cosine without warm-up, nothing mixed, and nothing
-        asked of the teacher but the labels it begins with.
+        asked of the teacher but the labels it begins with. Batch statistics that are shared stay
+        so: timm's conversion is not to be done twice, it would lose activations.
 
     Example:
         >>> from timm_linop.recipe import RefineConfig
@@ -176,6 +177,7 @@ def second_stage(recipe: Recipe) -> Recipe:
         optim=replace(optim, cutmix_minmax=None),
         schedule=ScheduleConfig(epochs=recipe.refine.refine_epochs),
         distill=replace(recipe.distill, gamma=0.0, kd_weight=0.0),
+        compute=replace(recipe.compute, sync_bn=False),
     )
 
 
