@@ -37,7 +37,9 @@ class KeptScores:
         self.done: dict[str, Tensor] = {}
         try:
             told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            self.done = {layer: torch.tensor(own).double() for layer, own in told.items()}
+            self.done = {
+                layer: torch.tensor(own, dtype=torch.float64) for layer, own in told.items()
+            }
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{path} is damaged ({error}); delete it, and all groups are scored anew."

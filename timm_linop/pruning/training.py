@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, DataLoaderConfiguration
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..errors import PruningError
 from ..fit import Trainer
 from ..optim import is_plain_sgd
 from ..recipe import ADMMConfig, OptimConfig, PruneConfig, Recipe, ScheduleConfig, TPPConfig
@@ -79,7 +80,8 @@ def train_towards(
     with tempfile.TemporaryDirectory() as scratch:
         if recipe.run.output is None:
             recipe = replace(recipe, run=replace(recipe.run, output=scratch))
-        accelerator = training.accelerator or Accelerator()
+        loading = DataLoaderConfiguration(use_seedable_sampler=True)  # the order can be resumed
+        accelerator = training.accelerator or Accelerator(dataloader_config=loading)
         trainer = Trainer(model, None, training.train, training.validation, recipe, accelerator)
         if trainer.sharded:
             raise PruningError(
