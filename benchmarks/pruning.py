@@ -172,7 +172,7 @@ def _mean(values: Sequence[float]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run what is not done yet, or tell what the rows say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning", description=__doc__)
-    parser.add_argument("--train", type=int, default=4000, help="training images")
+    parser.add_argument("--train", type=int, default=2500, help="training images")
     parser.add_argument("--epochs", type=int, default=6, help="of fine-tuning, and of pruning")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the rows go")
     parser.add_argument("--summary", action="store_true", help="print what the rows say")

@@ -143,10 +143,10 @@ def test_a_run_goes_on_with_the_recipe_it_began_with(tmp_path: Path) -> None:
     begun = parsed(*flags, "--gamma", "0").effective()
     write_yaml(begun, tmp_path / "recipe.yaml")
     assert parsed("--config", str(tmp_path / "recipe.yaml")) == begun
-    resumed = continued(parsed("--resume", str(tmp_path)))
+    resumed = continued(parsed("--resume", str(tmp_path)), "train.py")
     assert resumed.schedule == begun.schedule and resumed.named == begun.named
     with pytest.raises(RecipeError, match="leave the other flags out"):
-        continued(parsed("--resume", str(tmp_path), "--recipe", "quick"))
+        continued(parsed("--resume", str(tmp_path), "--recipe", "quick"), "train.py")
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
