@@ -22,6 +22,7 @@ from timm_linop.recipe import (
     DistillConfig,
     ModelConfig,
     OptimConfig,
+    PruneRecipe,
     Recipe,
     RefineConfig,
     ScheduleConfig,
@@ -147,6 +148,25 @@ def test_a_run_goes_on_with_the_recipe_it_began_with(tmp_path: Path) -> None:
     assert resumed.schedule == begun.schedule and resumed.named == begun.named
     with pytest.raises(RecipeError, match="leave the other flags out"):
         continued(parsed("--resume", str(tmp_path), "--recipe", "quick"), "train.py")
+
+
+def test_pruning_goes_on_with_the_recipe_it_began_with(tmp_path: Path) -> None:
+    flags = ["--method", "tpp", "--target-params", "0.3", "--ratio", "null", "--epochs", "3"]
+    begun = parse(PruneRecipe, [*flags, "--keep", "stem"], "prune.py").effective()
+    assert begun.prune.keep == ("stem",) and begun.schedule.sched == "constant"
+    write_yaml(begun, tmp_path / "recipe.yaml")
+    asked = parse(PruneRecipe, ["--resume", str(tmp_path)], "prune.py")
+    resumed = continued(asked, "prune.py")
+    assert (resumed.prune, resumed.schedule) == (begun.prune, begun.schedule)
+    assert resumed.run.output == resumed.checkpoint.resume == str(tmp_path)
+    with pytest.raises(RecipeError, match=r"prune\.py wrote it; go on with prune\.py --resume"):
+        continued(parsed("--resume", str(tmp_path)), "train.py")
+
+
+def test_the_ratio_of_pruning_is_not_that_of_crops() -> None:
+    recipe = parse(PruneRecipe, ["--ratio", "0.7"], "prune.py")
+    assert recipe.prune.ratio == 0.7 and recipe.augment == Augmentation()
+    assert parsed("--ratio", "0.5", "2").augment.ratio == (0.5, 2)
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:

@@ -1,0 +1,135 @@
+"""prune.py as a user runs it: what it leaves, killed and resumed, on two processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+import timm_linop
+from timm_linop.pruning.ranking import ranking
+
+ROOT = Path(__file__).parents[1]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+DATA = ["--img-size", "32", "--crop-pct", "1", "--no-aug", "--round-to", "1"]
+# test_convnext has no batch statistics, so two processes can train as one does.
+METHODS = {
+    "magnitude": ["--ratio", "0.5", "--criterion", "taylor", "--score-images", "32"],
+    "admm": ["--method", "admm", "--target-params", "0.4", "--epochs", "1"],
+    "tpp": ["--method", "tpp", "--target-macs", "0.4", "--epochs", "1"],
+    "curl": ["--method", "curl", "--target-params", "0.4", "--floor", "0.1"],
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("dense")
+    model = timm.create_model("test_convnext", in_chans=1, num_classes=10)
+    timm_linop.save(model, folder / "dense")
+    return folder / "dense"
+
+
+def launch(argv: list[str], processes: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*(TWO if processes == 2 else [sys.executable]), str(ROOT / "prune.py"), *argv],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(argv: list[str], processes: int) -> str:
+    process = launch(argv, processes)
+    printed = process.communicate(timeout=400)[0]
+    assert process.returncode == 0, printed
+    return printed
+
+
+def told(run: Path) -> dict[str, list[int]]:
+    groups = json.loads((run / "pruning.json").read_text())["groups"]
+    return {name: group["removed"] for name, group in groups.items()}
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def run(request: pytest.FixtureRequest, dense: Path) -> tuple[str, list[str], Path]:
+    """Of one process."""
+    argv = ["--weights", str(dense), *DATA, *METHODS[request.param]]
+    folder = dense.parent / request.param
+    finish([*argv, "--batch-size", "100", "--output", str(folder)], 1)
+    return request.param, argv, folder
+
+
+def test_a_run_leaves_what_the_docs_say(run: tuple[str, list[str], Path]) -> None:
+    method, _, folder = run
+    there = {path.name for path in folder.iterdir()}
+    assert {"recipe.yaml", "pruning.json", "results.json", "card.json", "figures", "slim"} <= there
+    drawn = {path.stem for path in (folder / "figures").iterdir()}
+    assert {"widths", "convergence" if method in ("admm", "tpp") else "scores"} <= drawn
+    report = json.loads((folder / "pruning.json").read_text())
+    assert report["method"] == method and report["mask_error"] < 1e-9
+    dense_row, slim_row = json.loads((folder / "results.json").read_text())
+    for name, cost in (("target_params", "parameters"), ("target_macs", "macs")):
+        if report["options"][name]:
+            assert slim_row[cost] <= 0.4 * dense_row[cost]
+            assert slim_row[cost] > 0.3 * dense_row[cost]
+    assert (
+        f"method | {method}" in (folder / "slim" / "README.md").read_text()
+        or method in (folder / "slim" / "README.md").read_text()
+    )
+    if method in ("admm", "tpp"):
+        with (folder / "convergence.csv").open() as file:
+            assert [row["step"] for row in csv.DictReader(file)][-1] == "10"
+    if method == "curl":  # the choice is an ordering of the scores that are stored
+        scores = json.loads((folder / "scores.json").read_text())
+        removed = told(folder)
+        gone = {(name, unit) for name, units in removed.items() for unit in units}
+        by_group = {name: torch.tensor(own, dtype=torch.float64) for name, own in scores.items()}
+        assert gone == set(ranking(by_group, 0.1)[: len(gone)])
+
+
+def test_two_processes_prune_as_one(run: tuple[str, list[str], Path], tmp_path: Path) -> None:
+    _, argv, folder = run
+    finish([*argv, "--batch-size", "50", "--output", str(tmp_path / "run")], 2)
+    assert told(tmp_path / "run") == told(folder)
+    one, two = (load_file(f / "slim" / "model.safetensors") for f in (folder, tmp_path / "run"))
+    for name, tensor in one.items():
+        assert (tensor - two[name]).norm() <= 1e-3 * tensor.norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("method", ["tpp", "curl"])
+def test_a_killed_run_ends_where_it_would_have_ended(
+    dense: Path, tmp_path: Path, method: str
+) -> None:
+    argv = ["--weights", str(dense), *DATA, *METHODS[method], "--batch-size", "20"]
+    if method == "tpp":
+        argv += ["--checkpoint-every", "5"]
+    finish([*argv, "--output", str(tmp_path / "whole")], 1)
+    begun, kept = tmp_path / "begun", {"tpp": "checkpoints/[0-9]*", "curl": "scores.json"}[method]
+    process = launch([*argv, "--output", str(begun)], 1)
+    deadline = time.monotonic() + 200
+    while not list(begun.glob(kept)) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    ours = psutil.Process(process.pid)
+    ours.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (begun / "slim").exists()
+    assert f"{begun}/slim is written" in finish(["--resume", str(begun)], 1)
+    assert told(begun) == told(tmp_path / "whole")
+    one, two = (load_file(f / "slim" / "model.safetensors") for f in (begun, tmp_path / "whole"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert "finished already" in finish(["--resume", str(begun)], 1)
