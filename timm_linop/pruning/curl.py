@@ -149,7 +149,7 @@ class _Pointwise(nn.Conv2d):
 def with_quick_convolutions(model: nn.Module) -> nn.Module:
     """Let a model's 1x1 convolutions be products of matrices.
 
-    On maps of few places, where most units of a network are, that is three times as fast on a CPU.
+    On maps of few places, where most units of a network are, that is faster on a CPU.
 
     Args:
         model: Changed in place.
