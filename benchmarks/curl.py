@@ -10,6 +10,7 @@ work on the machine disturbs less; milliseconds are medians of runs in turns.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import sys
 import time
@@ -20,10 +21,12 @@ from pathlib import Path
 
 import timm
 import torch
+import torch_pruning as tp
 from torch import Tensor, nn
 
 from timm_linop.bench import machine, medians
 from timm_linop.channels.coupled import ChannelGroup
+from timm_linop.channels.groups import find_groups
 from timm_linop.channels.masked import first_tensor
 from timm_linop.pruning.curl import as_scored, kl_scores
 from timm_linop.pruning.rerun import reruns
@@ -46,26 +49,9 @@ class Row:
 
 
 def groups_of(model: nn.Module) -> list[ChannelGroup]:
-    """The coupled groups of a MobileNetV2, told by hand."""
-    inside: list[list[str]] = [["conv_stem", "bn1", "blocks.0.0.conv_dw", "blocks.0.0.bn1"]]
-    outside: dict[str, list[str]] = {}
-    for name, block in model.named_modules():
-        stage = outside.setdefault(name.rpartition(".")[0], []) if hasattr(block, "conv_dw") else []
-        if hasattr(block, "conv_pwl"):
-            inside.append([f"{name}.{key}" for key in ("conv_pw", "bn1", "conv_dw", "bn2")])
-            stage += [f"{name}.conv_pwl", f"{name}.bn3"]
-        elif hasattr(block, "conv_dw"):
-            stage += [f"{name}.conv_pw", f"{name}.bn2"]
-    names = [*inside, *(each for each in outside.values() if each), ["conv_head", "bn2"]]
-    return [_group(model, each) for each in names]
-
-
-def _group(model: nn.Module, names: Sequence[str]) -> ChannelGroup:
-    tensors = dict(model.named_parameters())
-    axes = [(f"{name}.{key}", 0) for name in names for key in ("weight", "bias")]
-    size = len(tensors[axes[0][0]])
-    units = {axis: torch.arange(size) for axis in axes if axis[0] in tensors}
-    return ChannelGroup(names[0], size, units)
+    """The coupled groups of a model."""
+    traced, image = copy.deepcopy(model).double(), torch.randn(1, 3, SIZE, SIZE).double()
+    return find_groups(traced, image, tp.importance.GroupMagnitudeImportance()).groups
 
 
 def measure(model: nn.Module, images: Tensor) -> Iterator[Row]:
