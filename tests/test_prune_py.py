@@ -87,10 +87,7 @@ def test_a_run_leaves_what_the_docs_say(run: tuple[str, list[str], Path]) -> Non
         if report["options"][name]:
             assert slim_row[cost] <= 0.4 * dense_row[cost]
             assert slim_row[cost] > 0.3 * dense_row[cost]
-    assert (
-        f"method | {method}" in (folder / "slim" / "README.md").read_text()
-        or method in (folder / "slim" / "README.md").read_text()
-    )
+    assert f"Pruning: `{method}`" in (folder / "slim" / "README.md").read_text()
     if method in ("admm", "tpp"):
         with (folder / "convergence.csv").open() as file:
             assert [row["step"] for row in csv.DictReader(file)][-1] == "10"
