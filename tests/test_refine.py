@@ -112,7 +112,7 @@ def test_the_loss_and_the_labels_of_a_step_of_two_batches() -> None:
         expected = torch.stack([0.7 * kd + 0.3 * task, task, torch.zeros(()), kd])
         assert torch.allclose(losses.values().float(), expected, atol=1e-6)
         assert objective.labels.logits.isnan().all()  # none moves before the step
-    objective.after_step()
+    objective.after_step(1)
     start = images.flatten(1) * 2
     moved = start - 0.7 / 4 * (start.softmax(1) - student.softmax(1))
     assert torch.allclose(objective.labels.logits[places], moved, atol=1e-6)
@@ -353,10 +353,10 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Let the refinement die before a step of it is done."""
     whole, steps = Refinement.after_step, iter(range(1, step + 1))
 
-    def dies(self: Refinement) -> None:
+    def dies(self: Refinement, updates: int) -> None:
         if next(steps) == step:
             raise KeyboardInterrupt
-        whole(self)
+        whole(self, updates)
 
     monkeypatch.setattr(Refinement, "after_step", dies)
     return lambda: monkeypatch.setattr(Refinement, "after_step", whole)
