@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast
 from timm.layers import convert_sync_batchnorm
@@ -87,3 +88,26 @@ def gathered(wrapped: nn.Module, spare: nn.Module, accelerator: Accelerator) -> 
     for tensor in spare.state_dict().values():
         tensor.copy_(broadcast(tensor))
     return spare
+
+
+def compiled(wrapped: nn.Module, compute: ComputeConfig) -> Any:
+    """Compile a prepared model, where it is asked for.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> compiled(layer, ComputeConfig()) is layer
+        True
+    """
+    backend = compute.torchcompile
+    return torch.compile(wrapped, backend=backend) if backend else wrapped
+
+
+def agree_on_statistics(*models: nn.Module) -> None:
+    """Give all processes the main one's running statistics; each kept those of its own images.
+
+    Args:
+        models: Changed in place.
+    """
+    for model in models:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from . import metrics, watch
-from .arrange import arranged, check_sharding, gathered
+from .arrange import agree_on_statistics, arranged, check_sharding, compiled, gathered
 from .average import WeightAverage, warn_of_short_run
 from .distill import Teacher
 from .divergence import blame, broken_parameter, diverged
@@ -85,17 +84,14 @@ class Trainer:
         self.wrapped, self.optimizer, self.batches, self.validation = accelerator.prepare(
             self.model, optimizer, train, validation
         )
-        backend = recipe.compute.torchcompile
-        self.forward = torch.compile(self.wrapped, backend=backend) if backend else self.wrapped
+        self.forward = compiled(self.wrapped, recipe.compute)
         self.accumulate = recipe.compute.grad_accum_steps
         updates = math.ceil(len(self.batches) / self.accumulate)
         self.scheduler = make_scheduler(self.optimizer, recipe.schedule, updates)
         self.before = before or Progress()
         own_epochs = total_epochs(recipe.schedule)
         self.epochs, self.updates_in_all = self.before.epoch + own_epochs, updates * own_epochs
-        self.average = WeightAverage(self.model, recipe.optim) if recipe.optim.model_ema else None
-        if self.average is not None and accelerator.is_main_process:
-            warn_of_short_run(recipe.optim, self.updates_in_all)
+        self.average = self._average()
         self.progress, self.stop = replace(self.before), Stop()
         # Called with the epochs done and what gives the model as it is then, on every process.
         self.after_epoch: Callable[[int, Callable[[], nn.Module]], None] | None = None
@@ -105,6 +101,12 @@ class Trainer:
             self.average.module if self.average else None,
             recipe.checkpoint.checkpoint_hist,
         )
+
+    def _average(self) -> WeightAverage | None:
+        optim = self.recipe.optim
+        if optim.model_ema and self.accelerator.is_main_process:
+            warn_of_short_run(optim, self.updates_in_all)
+        return WeightAverage(self.model, optim) if optim.model_ema else None
 
     def regularise(self, regulariser: Regulariser) -> None:
         """Train with a pruning method's penalty, whose state is kept in checkpoints."""
@@ -133,7 +135,7 @@ class Trainer:
             metrics.forget_after(progress.epoch, self.output / "metrics.csv")
         while progress.epoch < self.epochs:
             row = self._epoch(progress.epoch)
-            self._agree_on_statistics()
+            agree_on_statistics(self.model, *([self.average.module] if self.average else []))
             row |= evaluate(best, self.validation, self.accelerator).row()
             progress.epoch, progress.batch = progress.epoch + 1, 0
             self._record({"epoch": progress.epoch, **row})
@@ -199,12 +201,6 @@ class Trainer:
     def _bar(self, epoch: int) -> watch.Bar:
         batch = self.recipe.data.batch_size * self.accelerator.num_processes
         return watch.Bar(epoch, self.epochs, len(self.batches) * batch)
-
-    def _agree_on_statistics(self) -> None:
-        """Each process keeps running statistics of its own images; the main one's are shipped."""
-        for model in (self.model, *([self.average.module] if self.average else [])):
-            for buffer in model.buffers():
-                buffer.copy_(broadcast(buffer))
 
     def _sums(self) -> Tensor:
         """Sums of the losses over the images so far, and their number, on this process."""

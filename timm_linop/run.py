@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -67,30 +68,24 @@ def train(recipe: Recipe) -> Path | None:
     compared = compared_runs(recipe.watch.compare, began, arm_of(recipe), recipe)
     trainer = Trainer(student, teacher, loaders.train, loaders.validation, recipe, accelerator)
     trainer.after_epoch = Snapshots(recipe, arm_of(recipe), data, loaders.config, accelerator)
+    stages = _stages(trainer, recipe, data, loaders)
     if recipe.watch.dry_run:
-        _try_out(trainer)
-        if recipe.refine.refine_epochs:
-            accelerator.print("\nlabel refinement after that:")
-            _try_out(refiner(trainer, data, loaders.config))
-        accelerator.print("nothing was written; leave --dry-run out to train.")
+        _try_out(stages)
         return None
     if accelerator.is_main_process and not resumed:
         output.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe, output / "recipe.yaml")
         (output / START).write_text(json.dumps(began, indent=2), encoding="utf-8")
     beside = References(teacher, slim_start, compared)
-    for row in accuracies(
-        beside.measured(), trainer.validation, accelerator, len(data.class_names)
-    ):
+    classes = len(data.class_names)
+    for row in accuracies(beside.measured(), trainer.validation, accelerator, classes):
         accelerator.print(f"{row.arm}: validation {row.accuracy:.2f} %")
     watch.start(recipe, accelerator)
     # Drawn per process from here on: dropout and mixup are not to be the same on all of them.
     set_seed(recipe.run.seed, device_specific=True)
     with stop_signals() as stop:
-        trained, seconds = trainer.run(stop)
-        if recipe.refine.refine_epochs:
-            trainer = refiner(trainer, data, loaders.config)
-            trained, seconds = trainer.run(stop)
+        for stage in stages:
+            trained, seconds = stage.run(stop)
     _finish(recipe, trained, seconds, beside, data, loaders, accelerator)
     return output
 
@@ -150,16 +145,29 @@ def _evaluate_only(recipe: Recipe) -> Path | None:
     return output
 
 
-def _try_out(trainer: Trainer) -> None:
-    """Describe a run and do two steps of it."""
-    images = next(iter(trainer.batches))[0]
-    trainer.accelerator.print(describe(trainer, images))
-    for losses, seen in islice(trainer.steps(trainer.batches), 2):
-        total, task, sp, kd = losses.tolist()
-        trainer.accelerator.print(
-            f"step {trainer.progress.updates}: {seen} images, loss {total:.4f} (task {task:.4f}, "
-            f"SP {sp:.3e}, KD {kd:.4f})"
-        )
+def _stages(
+    trainer: Trainer, recipe: Recipe, data: ImageData, loaders: Loaders
+) -> Iterator[Trainer]:
+    """The training proper and, where it is asked for, the label refinement that goes on from it."""
+    yield trainer
+    if recipe.refine.refine_epochs:
+        yield refiner(trainer, data, loaders.config)
+
+
+def _try_out(stages: Iterable[Trainer]) -> None:
+    """Describe each stage of a run and do two steps of it."""
+    for trainer in stages:
+        tell = trainer.accelerator.print
+        if trainer.before.updates:
+            tell("\nlabel refinement after that:")
+        tell(describe(trainer, next(iter(trainer.batches))[0]))
+        for losses, seen in islice(trainer.steps(trainer.batches), 2):
+            total, task, sp, kd = losses.tolist()
+            tell(
+                f"step {trainer.progress.updates}: {seen} images, loss {total:.4f} "
+                f"(task {task:.4f}, SP {sp:.3e}, KD {kd:.4f})"
+            )
+    tell("nothing was written; leave --dry-run out to train.")
 
 
 @torch.no_grad()
