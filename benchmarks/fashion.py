@@ -38,20 +38,13 @@ ARCHITECTURE, ARGUMENTS = "test_resnet", {"in_chans": 1, "num_classes": 10, "out
 SIZE = (1, 28, 28)
 
 
-class Images(TensorDataset):
-    """Images and labels in memory, as the training loop wants its data."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Nothing is drawn anew."""
-
-
 @dataclass(frozen=True)
 class Splits:
     """Three splits: images ``n x 1 x 28 x 28``, normalised, and labels."""
 
-    train: Images
-    validation: Images
-    test: Images
+    train: TensorDataset
+    validation: TensorDataset
+    test: TensorDataset
 
 
 def read(train: int, validation: int, seed: int = 0) -> Splits:
@@ -69,13 +62,13 @@ def read(train: int, validation: int, seed: int = 0) -> Splits:
     return Splits(*(_in_memory(split) for split in (*chosen, data.test)))
 
 
-def _in_memory(split: Any) -> Images:
+def _in_memory(split: Any) -> TensorDataset:
     pixels = np.stack([np.asarray(image, dtype=np.float32) for image in split["image"]])
     images = (torch.from_numpy(pixels)[:, None] / 255 - MEAN) / STD
-    return Images(images, torch.tensor(split["label"]))
+    return TensorDataset(images, torch.tensor(split["label"]))
 
 
-def loader(images: Images, seed: int | None = None, batch: int = BATCH) -> DataLoader[Any]:
+def loader(images: TensorDataset, seed: int | None = None, batch: int = BATCH) -> DataLoader[Any]:
     """Make batches, shuffled by a seed or in order."""
     generator = torch.Generator().manual_seed(seed or 0)
     return DataLoader(images, batch, shuffle=seed is not None, generator=generator)
@@ -127,7 +120,7 @@ def fit(
     return trained.eval(), Score(*found, seconds)
 
 
-def accuracy(model: nn.Module, images: Images) -> float:
+def accuracy(model: nn.Module, images: TensorDataset) -> float:
     """Top-1 in percent."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     return evaluate(model, accelerator.prepare(loader(images, batch=500)), accelerator).top1
@@ -170,7 +163,7 @@ def fine_tuned(
     return fit(student, splits, recipe, seed, asked)[1]
 
 
-def stacked(images: Images, count: int) -> list[tuple[Tensor, Tensor]]:
+def stacked(images: TensorDataset, count: int) -> list[tuple[Tensor, Tensor]]:
     """The first images, in one batch, as pruning scores are taken from."""
     pixels, labels = images[:count]
     return [(pixels, labels)]

@@ -35,7 +35,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "vanilla": {},
     "linop": {"rate": 3, "gamma": 3000, "pairs": ("blocks",)},
 }
-RATES = (0.03, 0.1)
+RATES = (0.003, 0.01, 0.03, 0.1)
 SEEDS = (0, 1, 2)
 SWEEP_SEED = 100
 
@@ -86,12 +86,8 @@ class Comparison:
             for removed in REMOVED:
                 for method in METHODS:
                     for arm in ARMS:
-                        lr = self._best_rate(removed, arm)
+                        lr = best_rate(self.rows, removed, arm)
                         self._row("result", method, removed, arm, lr, seed)
-
-    def _best_rate(self, removed: float, arm: str) -> float:
-        swept = [r for r in self.rows if (r.kind, r.removed, r.arm) == ("sweep", removed, arm)]
-        return max(swept, key=lambda row: row.validation).lr
 
     def _row(self, kind: str, method: str, removed: float, arm: str, lr: float, seed: int) -> None:
         key = (kind, method, removed, arm, lr, seed)
@@ -134,6 +130,12 @@ class Comparison:
         return slim, time.perf_counter() - started
 
 
+def best_rate(rows: Sequence[Row], removed: float, arm: str) -> float:
+    """The learning rate that validation images chose."""
+    swept = [row for row in rows if (row.kind, row.removed, row.arm) == ("sweep", removed, arm)]
+    return max(swept, key=lambda row: row.validation).lr
+
+
 def summary(rows: Sequence[Row]) -> str:
     """Lay test accuracies out: methods and ways to fine-tune down, shares removed across.
 
@@ -143,7 +145,11 @@ def summary(rows: Sequence[Row]) -> str:
     Returns:
         Markdown: mean over seeds, and the standard deviation where there are several.
     """
-    results = [row for row in rows if row.kind == "result"]
+    results = [
+        row
+        for row in rows
+        if row.kind == "result" and row.lr == best_rate(rows, row.removed, row.arm)
+    ]
     shares = sorted({row.removed for row in results})
     head = " | ".join(f"{share:.0%} of weights removed" for share in shares)
     lines = [f"| method | fine-tuning | {head} |", "|---" * (2 + len(shares)) + "|"]

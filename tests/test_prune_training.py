@@ -35,14 +35,9 @@ from timm_linop.resume import Stop
 METHODS = {"admm": ADMM, "tpp": TrainabilityPreserving}
 
 
-class Images(TensorDataset):
-    def set_epoch(self, epoch: int) -> None:
-        """Nothing is drawn anew."""
-
-
 def batches(shuffle: bool) -> DataLoader[Any]:
     generator = torch.Generator().manual_seed(0)
-    images = Images(torch.randn(16, 3, 32, 32, generator=generator), torch.arange(16) % 10)
+    images = TensorDataset(torch.randn(16, 3, 32, 32, generator=generator), torch.arange(16) % 10)
     return DataLoader(images, 4, shuffle=shuffle, generator=torch.Generator().manual_seed(1))
 
 

@@ -323,3 +323,15 @@ def test_a_timm_models_block() -> None:
         expected = model(images)
         model.get_parameter(f"{block}.conv2.weight")[:, gone] = 1e3  # nothing comes through
         assert torch.equal(model(images), expected)
+
+
+def test_what_is_left_when_it_is_cut_off() -> None:
+    """Without a step of training nothing fades."""
+    model, group = conv_group()
+    tpp = TrainabilityPreserving(model, [group], {"0": 3}, steps=22)
+    for step in range(1, 23):
+        tpp.after_step(step)
+    rows = weights(model, "0.weight")
+    assert tpp.removed()["0"] and (rows[tpp.removed()["0"]] == 0).all()
+    assert 0.1 < tpp.left < 1
+    assert tpp.left == tpp.history[0]["marked"] / tpp.history[0]["kept"]

@@ -180,7 +180,8 @@ class Trainer:
         self._schedule(progress.updates)
         set_mixing(self.mixup, self.recipe.optim, epoch)
         self.batches.set_epoch(epoch)
-        self.batches.dataset.set_epoch(epoch)
+        if hasattr(self.batches.dataset, "set_epoch"):  # ours draw their augmentation anew
+            self.batches.dataset.set_epoch(epoch)
         rest = skip_first_batches(self.batches, progress.batch) if progress.batch else self.batches
         start = time.perf_counter() - progress.seconds
         processes = self.accelerator.num_processes

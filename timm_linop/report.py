@@ -160,7 +160,8 @@ def _figures(outcome: Outcome, widths: Mapping[str, tuple[int, int]]) -> list[ca
         for row in outcome.results
         if row.parameters and row.accuracy is not None
     ]
-    if len(points) > 1:
+    pruning = isinstance(outcome.recipe, PruneRecipe)
+    if len(points) > 1 and not pruning:  # a cut before its fine-tuning is no point of that curve
         plots.accuracy_against_parameters(points, folder / "accuracy_against_parameters.png")
         figures.append("accuracy_against_parameters")
     if (outcome.output / "metrics.csv").exists():
@@ -168,15 +169,16 @@ def _figures(outcome: Outcome, widths: Mapping[str, tuple[int, int]]) -> list[ca
         figures.append("training")
     if outcome.evaluation is not None:
         figures.append("confusion")
-    if isinstance(outcome.recipe, PruneRecipe):
+    if pruning:
         figures += _how_it_was_pruned(outcome.output, folder)
     if any(dense != slim for dense, slim in widths.values()):
         before = {name: dense for name, (dense, _) in widths.items()}
         after = {name: slim for name, (_, slim) in widths.items()}
         plots.channel_widths(before, after, folder / "widths.png")
         figures.append("widths")
+    captions = {**_CAPTIONS, **(_WHILE_PRUNING if pruning else {})}
     return [
-        card.Figure(f"figures/{name}.png", _CAPTIONS[name], _WIDTHS.get(name)) for name in figures
+        card.Figure(f"figures/{name}.png", captions[name], _WIDTHS.get(name)) for name in figures
     ]
 
 
@@ -197,6 +199,10 @@ def _how_it_was_pruned(output: Path, folder: Path) -> list[str]:
 
 # Pixels on a page, of what would look coarse as wide as the text.
 _WIDTHS = {"confusion": 520, "accuracy_against_parameters": 600}
+_WHILE_PRUNING = {
+    "training": "Validation accuracy and losses while the dense model was trained towards the slim "
+    "one; the total holds the pruning method's penalty",
+}
 _CAPTIONS = {
     "accuracy_against_parameters": "Test accuracy against parameters, a point for each row above",
     "training": "Losses and validation accuracy while training",

@@ -50,6 +50,16 @@ class Pruning:
     ratio: float | None = None
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """The method's name in a sentence."""
+        return self.method.upper() if self.method in ("admm", "tpp", "curl") else self.method
+
+    @property
+    def trained(self) -> bool:
+        """Whether the method trains while it prunes."""
+        return self.method in ("admm", "tpp")
+
 
 @dataclass(frozen=True)
 class Contraction:

@@ -59,10 +59,10 @@ def check_stable(settings: ADMMConfig, lr: float, momentum: float = 0.0) -> None
     """
     limit = (1 + momentum) / (1 + 2 * momentum) / lr
     if settings.last_rho > limit:
-        first = limit / settings.last_rho * settings.rho
+        first = 0.99 * limit / settings.last_rho * settings.rho  # still within when it is rounded
         raise RecipeError(
             f"rho grows to {settings.last_rho:g}, but at lr={lr:g} with momentum {momentum:g} the "
-            f"penalty may overshoot above {limit:.2g}; take a rho of {first:.2g} or less, fewer "
+            f"penalty may overshoot above {limit:.3g}; take a rho of {first:.2g} or less, fewer "
             "stages, or a smaller learning rate."
         )
 

@@ -80,6 +80,11 @@ def first_within(config: PruneConfig, most: int, cost: Callable[[int], Cost]) ->
     dense, least = (getattr(cost(stage), attribute) for stage in (0, most))
     target = getattr(config, name)
     wanted = target * dense if target <= 1 else target
+    if dense <= wanted:
+        raise PruningError(
+            f"{name}={target:g} removes nothing: the dense model has {dense:,} {attribute}. A "
+            "number up to 1 is a fraction of that; take a smaller one."
+        )
     if least > wanted:
         raise PruningError(
             f"{name}={target:g} is out of reach: the dense model has {dense:,} {attribute}, and "

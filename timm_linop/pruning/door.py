@@ -52,7 +52,7 @@ def prune(
         example: A batch of images to trace with, ``b x c x h x w``; None makes one of the model's
             own input size.
         batches: Training images as the model sees them in evaluation, ``(images b x c x h x w,
-            labels b)`` a batch: for curl, for the criteria taylor, hessian and obdc, and for
+            labels b)`` a batch: for curl, for the criteria taylor and hessian, and for
             ``recalibrate``.
         training: How admm and tpp train.
         time_limit: Seconds to look for groups that pass; those not tried by then are left whole.
@@ -195,14 +195,18 @@ def _check(model: Any, config: PruneConfig, batches: Any, training: Training | N
     if is_expanded(model):
         raise PruningError("the model is expanded; contract(model) it before pruning.")
     if config.needs_images and batches is None:
-        raise PruningError(
-            f"method={config.method!r}, criterion={config.criterion!r}, recalibrate="
-            f"{config.recalibrate} looks at images; pass batches= of training images and labels."
-        )
+        what = "recalibrate" if config.recalibrate else f"criterion={config.criterion!r}"
+        what = "method='curl'" if config.method == "curl" else what
+        raise PruningError(f"{what} looks at images; pass batches= of training images and labels.")
     if config.trains and training is None:
         raise PruningError(
             f"method={config.method!r} trains before it removes anything; pass training=, a "
             "timm_linop.pruning.Training."
+        )
+    if training is not None and not isinstance(training, Training):
+        raise PruningError(
+            f"training= is a {type(training).__name__}; wrap batches to train and to validate on: "
+            "timm_linop.pruning.Training(train, validation)."
         )
     if training is not None:
         check_penalty(config, training.recipe.optim, training.admm)

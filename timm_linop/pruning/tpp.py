@@ -185,6 +185,12 @@ class TrainabilityPreserving:
         if updates % math.ceil(self._steps / _ROWS) == 0 or updates == self._steps:
             self.history.append(self._row())
 
+    @property
+    def left(self) -> float:
+        """What marked filters had of the others' mean ``|w|``, when they were last not held at 0."""
+        ramp = [row for row in self.history if row["step"] < self._growth]
+        return ramp[-1]["marked"] / ramp[-1]["kept"] if ramp else 0.0
+
     def removed(self) -> dict[str, list[int]]:
         """The marked units of each group, by its layer."""
         return {layer: list(units) for layer, units in self._marked.items()}

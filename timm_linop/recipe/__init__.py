@@ -5,7 +5,7 @@ The fields are timm's own flags wherever timm has one (``opt lr weight_decay sch
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from timm_linop.data import Augmentation
 from timm_linop.errors import RecipeError
@@ -206,7 +206,23 @@ class PruneRecipe:
                 "--model-ema ships an average of the weights, and pruning acts on the weights "
                 "themselves; leave it out."
             )
+        self._check_heeded()
         return replace(self, run=replace(self.run, output=self.run.output or "runs/pruned"))
+
+    def _check_heeded(self) -> None:
+        """Refuse settings that the method would not heed, as one might count on them."""
+        method, usual = self.prune.method, PruneRecipe()
+        groups = {"admm": method == "admm", "tpp": method == "tpp"}
+        groups |= dict.fromkeys(("optim", "schedule", "compute"), self.prune.trains)
+        for name, heeded in groups.items():
+            own, other = asdict(getattr(self, name)), asdict(getattr(usual, name))
+            given = [setting for setting in own if own[setting] != other[setting]]
+            if given and not heeded:
+                raise RecipeError(
+                    f"{given[0]}={own[given[0]]} is not heeded by --method {method}, which "
+                    f"{'trains otherwise' if self.prune.trains else 'does not train'}; leave it "
+                    "out, or take another method (docs/pruning.md tells which is which)."
+                )
 
     def training(self) -> Recipe:
         """What the training loop is to heed of it."""

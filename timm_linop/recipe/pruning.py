@@ -21,8 +21,10 @@ class PruneConfig:
     """What to remove, and how it is chosen.
 
     Attributes:
-        method: magnitude (one look at the weights), admm or tpp (which train towards the slim
-            net first), or curl (what each channel's absence does to the output).
+        method: magnitude (one look at the weights, seconds), curl (what each channel's absence
+            does to the output, a forward pass each), or admm or tpp, which train towards the slim
+            net first: all settings of loss, optimiser, schedule, augmentation and checkpoints
+            below are for these two. docs/pruning.md tells which to take.
         ratio: Fraction of each layer's channels to remove; with --scope global, of all channels.
             0.5 where no other amount is given.
         target_params: Parameters that may stay, as a fraction of the dense model's or a number.
@@ -161,7 +163,7 @@ class ADMMConfig:
 
 @dataclass(frozen=True)
 class TPPConfig:
-    """How hard and how long --method tpp presses; the defaults are the paper's for CIFAR.
+    """How hard and how long --method tpp presses; these three are the paper's for CIFAR.
 
     Momentum SGD of learning rate ``lr`` shrinks marked filters by about
     ``exp(-lr / (1 - momentum) * top * steps / 2)`` by their norm alone: with the paper's 1e-3, 0.9
