@@ -187,7 +187,7 @@ class TrainabilityPreserving:
 
     @property
     def left(self) -> float:
-        """What marked filters had of the others' mean ``|w|``, when they were last not held at 0."""
+        """What marked filters had of the others' mean ``|w|`` before they were held at zero."""
         ramp = [row for row in self.history if row["step"] < self._growth]
         return ramp[-1]["marked"] / ramp[-1]["kept"] if ramp else 0.0
 
