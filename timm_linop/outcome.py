@@ -182,11 +182,13 @@ def _pruning(
     told = output if isinstance(recipe, PruneRecipe) else Path(recipe.model.pruned or "")
     path = told / "pruning.json"
     how = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    dense = dense_model(base_of(slim), **model_args_of(slim))
+    dense, options = dense_model(base_of(slim), **model_args_of(slim)), how.get("options", {})
+    aims = ("target_params", "target_macs")
     return card.Pruning(
         how.get("method", "structured"),
         bench.count_parameters(dense),
         bench.count_parameters(slim),
-        how.get("options", {}).get("ratio"),
+        options.get("ratio"),
         widths,
+        next((f"{aim} {options[aim]}" for aim in aims if options.get(aim)), None),
     )

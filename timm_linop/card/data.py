@@ -42,13 +42,18 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Pruning:
-    """How the dense model became slim; ``widths`` holds (dense, slim) output channels by layer."""
+    """How the dense model became slim.
+
+    ``widths`` holds (dense, slim) output channels by layer, ``target`` what was aimed at where that
+    was no ratio: "target_macs 0.3".
+    """
 
     method: str
     parameters_before: int
     parameters_after: int
     ratio: float | None = None
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    target: str | None = None
 
     @property
     def title(self) -> str:

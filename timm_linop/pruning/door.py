@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -19,6 +19,7 @@ from ..expand import is_expanded
 from ..probing import image_size
 from ..recipe import PruneConfig
 from ..structure import Structure
+from .amount import read_ratios
 from .choice import by_scores
 from .criteria import importance_of
 from .curl import kl_scores
@@ -186,9 +187,11 @@ def _config(options: Mapping[str, Any]) -> PruneConfig:
                 + close_names(name, known)
             )
     try:
-        return PruneConfig(**{**options, "round_to": options.get("round_to", 8) or 1})
+        config = PruneConfig(**{**options, "round_to": options.get("round_to", 8) or 1})
     except RecipeError as error:
         raise PruningError(str(error)) from error
+    # A file of ratios may change; what it says now is what is reported.
+    return replace(config, ratios=read_ratios(config.ratios)) if config.ratios else config
 
 
 def _check(model: Any, config: PruneConfig, batches: Any, training: Training | None) -> None:
