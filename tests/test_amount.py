@@ -57,7 +57,7 @@ def test_a_target_out_of_reach() -> None:
         first_within(PruneConfig(target_macs=0.01), 7, lambda stage: Cost(0, 1000 - 100 * stage))
 
 
-@given(st.integers(1, 1000), st.integers(1, 60))
+@given(st.integers(1, 999), st.integers(1, 60))
 def test_the_first_stage_within_is_the_first(target: int, most: int) -> None:
     amounts = [1000 - 1000 * stage // (most + 1) for stage in range(most + 1)]
     within = [stage for stage, amount in enumerate(amounts) if amount <= target]
@@ -67,6 +67,12 @@ def test_the_first_stage_within_is_the_first(target: int, most: int) -> None:
     else:
         with pytest.raises(PruningError, match="out of reach"):
             first_within(config, most, lambda stage: Cost(amounts[stage], 0))
+
+
+@pytest.mark.parametrize("target", [1, 1000, 5000])
+def test_a_target_that_removes_nothing(target: float) -> None:
+    with pytest.raises(PruningError, match="removes nothing: the dense model has 1,000 parameters"):
+        first_within(PruneConfig(target_params=target), 7, lambda _: Cost(1000, 0))
 
 
 def test_ratios_of_layers(tmp_path: Path) -> None:
