@@ -40,8 +40,9 @@ from timm_linop.bench import machine
 from timm_linop.channels.coupled import ChannelGroup
 from timm_linop.channels.cut import cut_tensors, kept_by
 from timm_linop.data import load_data
-from timm_linop.pruning.tpp import TPPSettings, TrainabilityPreserving, marked_units
+from timm_linop.pruning.tpp import TrainabilityPreserving, marked_units
 from timm_linop.pruning.trainability import mean_jacobian_singular_value, orthogonalize
+from timm_linop.recipe import TPPConfig
 from timm_linop.regulariser import Regulariser
 
 RESULTS = Path(__file__).with_name("results") / "trainability.csv"
@@ -178,7 +179,7 @@ def pruned(
         return model
     kept = {group.layer: units_kept(group.size, ratio) for group in groups}
     if method.startswith("TPP"):
-        settings = TPPSettings() if method == "TPP" else TPPSettings(gram=0)
+        settings = TPPConfig() if method == "TPP" else TPPConfig(tpp_gram=0)
         tpp = TrainabilityPreserving(model, groups, kept, steps, settings)
         train(model, images, steps, lr, seed, falls=False, regulariser=tpp)
         return without(model, tpp.removed())

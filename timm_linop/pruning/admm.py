@@ -55,7 +55,7 @@ def check_stable(settings: ADMMConfig, lr: float, momentum: float = 0.0) -> None
         >>> check_stable(ADMMConfig(), lr=0.01, momentum=0.9)
         >>> check_stable(ADMMConfig(), lr=0.1, momentum=0.9)
         Traceback (most recent call last):
-        timm_linop.errors.RecipeError: rho grows to 10, ... take a rho of 0.068 or less, ...
+        timm_linop.errors.RecipeError: rho grows to 10, ... take a rho of 0.067 or less, ...
     """
     limit = (1 + momentum) / (1 + 2 * momentum) / lr
     if settings.last_rho > limit:
