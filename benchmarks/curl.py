@@ -10,7 +10,6 @@ work on the machine disturbs less; milliseconds are medians of runs in turns.
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import sys
 import time
@@ -26,10 +25,10 @@ from torch import Tensor, nn
 
 from timm_linop.bench import machine, medians
 from timm_linop.channels.coupled import ChannelGroup
-from timm_linop.channels.groups import find_groups
 from timm_linop.channels.masked import first_tensor
 from timm_linop.pruning.curl import as_scored, kl_scores
 from timm_linop.pruning.rerun import reruns
+from timm_linop.pruning.subject import scored_groups
 
 RESULTS = Path(__file__).with_name("results")
 IMAGES, SIZE, SAMPLE = 256, 32, 3
@@ -50,8 +49,8 @@ class Row:
 
 def groups_of(model: nn.Module) -> list[ChannelGroup]:
     """The coupled groups of a model."""
-    traced, image = copy.deepcopy(model).double(), torch.randn(1, 3, SIZE, SIZE).double()
-    return find_groups(traced, image, tp.importance.GroupMagnitudeImportance()).groups
+    image = torch.randn(1, 3, SIZE, SIZE)
+    return scored_groups(model, image, lambda _: tp.importance.GroupMagnitudeImportance()).groups
 
 
 def measure(model: nn.Module, images: Tensor) -> Iterator[Row]:

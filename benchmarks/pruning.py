@@ -26,7 +26,7 @@ from benchmarks import fashion
 from benchmarks.rows import append, read_rows
 from timm_linop.bench import count_macs, count_parameters
 from timm_linop.pruning import Training, pruned
-from timm_linop.recipe import OptimConfig, ScheduleConfig
+from timm_linop.recipe import ScheduleConfig
 
 RESULTS = Path(__file__).with_name("results") / "pruning.csv"
 METHODS = ("magnitude", "admm", "tpp", "curl")
@@ -111,7 +111,6 @@ class Comparison:
         dense, _ = self.dense(seed)
         recipe = replace(
             fashion.recipe_of(0.01, self.epochs),
-            optim=OptimConfig(lr=0.01, weight_decay=1e-4),
             schedule=ScheduleConfig(epochs=self.epochs, sched="constant", warmup_epochs=0),
         )
         batches = fashion.loader(self.splits.train, seed)

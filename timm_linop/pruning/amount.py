@@ -76,7 +76,7 @@ def first_within(config: PruneConfig, most: int, cost: Callable[[int], Cost]) ->
         7
     """
     name = "target_params" if config.target_params is not None else "target_macs"
-    attribute, target = {"target_params": "parameters", "target_macs": "macs"}[name], 0.0
+    attribute = {"target_params": "parameters", "target_macs": "macs"}[name]
     dense, least = (getattr(cost(stage), attribute) for stage in (0, most))
     target = getattr(config, name)
     wanted = target * dense if target <= 1 else target

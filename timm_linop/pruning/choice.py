@@ -29,10 +29,7 @@ def by_scores(subject: Subject, scores: Mapping[str, Tensor], config: PruneConfi
     """
 
     def locally(groups: Sequence[ChannelGroup]) -> Removed:
-        def lowest(kept: Mapping[str, int]) -> Removed:
-            return {g.layer: least(scores[g.layer], g.size - kept[g.layer]) for g in groups}
-
-        return lowest(counts(groups, config, lambda kept: subject.cost(lowest(kept))))
+        return lowest(groups, scores, wanted(subject, groups, scores, config))
 
     def globally(groups: Sequence[ChannelGroup]) -> Removed:
         order = ranking({group.layer: scores[group.layer] for group in groups}, config.floor)
@@ -45,6 +42,23 @@ def by_scores(subject: Subject, scores: Mapping[str, Tensor], config: PruneConfi
         return first(first_within(config, len(order), lambda stage: subject.cost(first(stage))))
 
     return globally if config.is_global else locally
+
+
+def lowest(
+    groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], kept: Mapping[str, int]
+) -> Removed:
+    """Take the units of the lowest scores of each group, until so many are kept."""
+    return {g.layer: least(scores[g.layer], g.size - kept[g.layer]) for g in groups}
+
+
+def wanted(
+    subject: Subject,
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, Tensor],
+    config: PruneConfig,
+) -> dict[str, int]:
+    """Count the units that each group keeps where scores are compared within it."""
+    return counts(groups, config, lambda kept: subject.cost(lowest(groups, scores, kept)))
 
 
 def _share(groups: Sequence[ChannelGroup], most: int, config: PruneConfig) -> int:

@@ -115,7 +115,7 @@ def pruned(
     _check(model, config, batches, training)
     structure = Structure.of(forget_caches(model), base_of(model))
     example = _example(model, example)
-    images = _first_images(batches, config) if config.needs_images else []
+    images = _first_images(batches, config) if config.scores_images else []
     importance = partial(importance_of, config.criterion, images=images)
     with _explained(structure.base, config):
         subject = Subject(model, structure, example, importance, config.keep)
@@ -197,7 +197,7 @@ def _config(options: Mapping[str, Any]) -> PruneConfig:
 def _check(model: Any, config: PruneConfig, batches: Any, training: Training | None) -> None:
     if is_expanded(model):
         raise PruningError("the model is expanded; contract(model) it before pruning.")
-    if config.needs_images and batches is None:
+    if (config.scores_images or config.recalibrate) and batches is None:
         what = "recalibrate" if config.recalibrate else f"criterion={config.criterion!r}"
         what = "method='curl'" if config.method == "curl" else what
         raise PruningError(f"{what} looks at images; pass batches= of training images and labels.")

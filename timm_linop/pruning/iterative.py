@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,10 +9,9 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from ..channels.coupled import ChannelGroup
-from ..channels.groups import find_groups, least
 from ..recipe import PruneConfig
-from .amount import counts
-from .subject import Choice, Removed, Subject
+from .choice import wanted
+from .subject import Choice, Removed, Subject, scored_groups
 
 
 def step_by_step(
@@ -35,10 +33,7 @@ def step_by_step(
     """
 
     def choose(groups: Sequence[ChannelGroup]) -> Removed:
-        def lowest(kept: dict[str, int]) -> Removed:
-            return {g.layer: least(subject.scores[g.layer], g.size - kept[g.layer]) for g in groups}
-
-        last = counts(groups, config, lambda kept: subject.cost(lowest(kept)))
+        last = wanted(subject, groups, subject.scores, config)
         left = {group.layer: torch.arange(group.size) for group in groups}
         scores = dict(subject.scores)
         for step in range(1, config.iterative_steps + 1):
@@ -48,8 +43,8 @@ def step_by_step(
                 order = scores[group.layer].argsort(stable=True)
                 left[group.layer] = left[group.layer][order[more:].sort().values]
             if step < config.iterative_steps:
-                removed = _removed(groups, left)
-                scores |= _scores(subject.slim(removed, subject.model), subject.example, importance)
+                slim = subject.slim(_removed(groups, left), subject.model)
+                scores |= scored_groups(slim, subject.example, importance).scores
         return _removed(groups, left)
 
     return choose
@@ -57,13 +52,3 @@ def step_by_step(
 
 def _removed(groups: Sequence[ChannelGroup], left: dict[str, Tensor]) -> Removed:
     return {g.layer: sorted({*range(g.size)} - {*left[g.layer].tolist()}) for g in groups}
-
-
-def _scores(
-    slim: nn.Module,
-    example: Tensor,
-    importance: Callable[[nn.Module], tp.importance.Importance],
-) -> dict[str, Tensor]:
-    with torch.enable_grad():
-        spoilt = copy.deepcopy(slim).cpu().double().eval().requires_grad_(True)
-        return find_groups(spoilt, example.cpu().double(), importance(spoilt)).scores

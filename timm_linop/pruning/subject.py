@@ -14,7 +14,7 @@ from ..architecture import model_args_of
 from ..bench import Cost
 from ..channels.coupled import ChannelGroup
 from ..channels.cut import Cut, cut_tensors, kept_by
-from ..channels.groups import describe, find_groups
+from ..channels.groups import Found, describe, find_groups
 from ..channels.masked import MaskCheck, first_tensor
 from ..channels.units import passing
 from ..errors import PruningError
@@ -59,9 +59,7 @@ class Subject:
         keep: Sequence[str] = (),
     ) -> None:
         self.model, self.structure, self.example = model, structure, example
-        with torch.enable_grad():  # torch-pruning reads autograd's graph
-            spoilt = copy.deepcopy(model).cpu().double().eval().requires_grad_(True)
-            found = find_groups(spoilt, example.cpu().double(), importance(spoilt))
+        found = scored_groups(model, example, importance)
         self.scores, self.unread, self.not_followed = found.scores, found.unread, found.not_followed
         self.groups = self._without_kept(found.groups, keep)
         self.left_whole: list[str] = []
@@ -173,6 +171,23 @@ class Subject:
                 self.structure.base,
                 ", ".join(self.not_followed),
             )
+
+
+def scored_groups(
+    model: nn.Module,
+    example: Tensor,
+    importance: Callable[[nn.Module], tp.importance.Importance],
+) -> Found:
+    """Find the groups of a model, and their scores, on a copy of it.
+
+    Args:
+        model: It is left as it is.
+        example: A batch of images to trace with, ``b x c x h x w``.
+        importance: Makes, of the copy, torch-pruning's score of a group's channels.
+    """
+    with torch.enable_grad():  # torch-pruning reads autograd's graph
+        spoilt = copy.deepcopy(model).cpu().double().eval().requires_grad_(True)
+        return find_groups(spoilt, example.cpu().double(), importance(spoilt))
 
 
 def _agreed(layers: list[str]) -> set[str]:

@@ -80,10 +80,10 @@ class PruneConfig:
         return self.method in ("admm", "tpp")
 
     @property
-    def needs_images(self) -> bool:
-        """Whether training images are looked at."""
-        scored = self.method == "magnitude" and self.criterion in BY_GRADIENT
-        return scored or self.method == "curl" or self.recalibrate > 0
+    def scores_images(self) -> bool:
+        """Whether scores are of what training images do."""
+        by_gradient = self.method == "magnitude" and self.criterion in BY_GRADIENT
+        return by_gradient or self.method == "curl"
 
     def _check_amount(self) -> None:
         given = [name for name in _AMOUNTS if getattr(self, name) is not None]
