@@ -12,7 +12,6 @@ refinement its first labels.
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 import shutil
 import sys
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 import timm_linop
+from benchmarks.rows import add, read_table
 from timm_linop.bench import Cost
 from timm_linop.data import (
     VERSIONS,
@@ -197,7 +197,9 @@ def _measure_arms(name: str, seed: int, path: Path) -> None:
 
 def _arms(name: str, seed: int, path: Path) -> set[str]:
     """Arms that have their row."""
-    return {row["arm"] for row in read(path) if (row["data"], row["seed"]) == (name, str(seed))}
+    return {
+        row["arm"] for row in read_table(path) if (row["data"], row["seed"]) == (name, str(seed))
+    }
 
 
 def _row(
@@ -208,29 +210,14 @@ def _row(
     return dict(zip(COLUMNS, (name, seed, arm, *values), strict=True))
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """Read the rows of earlier runs; none where there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(line for line in file if not line.startswith("#")))
-
-
 def append(row: dict[str, Any], path: Path) -> None:
-    """Add a row to the CSV; a new file begins with how it was made."""
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        if new:
-            file.write(
-                f"# python -m benchmarks.limited; {EACH} images a class, ratio {RATIO}, {SIZE} px, "
-                f"float32, {torch.get_num_threads()} thread, {platform.machine()} CPU, torch "
-                f"{torch.__version__}, timm {timm.__version__}\n"
-            )
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    """Add a row to the CSV, and print it."""
+    head = (
+        f"python -m benchmarks.limited; {EACH} images a class, ratio {RATIO}, {SIZE} px, "
+        f"float32, {torch.get_num_threads()} thread, {platform.machine()} CPU, torch "
+        f"{torch.__version__}, timm {timm.__version__}"
+    )
+    add(path, row, head)
     print(*row.values(), flush=True)
 
 
@@ -289,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         began = time.perf_counter()
         measure(args.data, args.output)
         print(f"{time.perf_counter() - began:.0f} s")
-    print(summary(read(args.output)))
+    print(summary(read_table(args.output)))
     return 0
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.prune_summary import summary
+from benchmarks.rows import read_table
 
 ARCHITECTURES = Path(__file__).with_name("prune_architectures.txt")
 RESULTS = Path(__file__).with_name("results") / "sweep_prune.csv"
@@ -61,21 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--summary", action="store_true", help="print what the rows say")
     args = parser.parse_args(arguments)
     if args.summary:
-        print(summary(read_rows(args.output)))
+        print(summary(read_table(args.output)))
         return 0
-    done = {row["architecture"] for row in read_rows(args.output)}
+    done = {row["architecture"] for row in read_table(args.output)}
     for name in ARCHITECTURES.read_text().split():
         if name not in done and fnmatch.fnmatch(name, args.only):
             append(args.output, run(name, args.timeout))
     return 0
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read the rows of an earlier run; none where there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
 def append(path: Path, row: dict[str, Any]) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import itertools
 import math
 import sys
@@ -34,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.sweep_prune import read_rows
+from benchmarks.rows import add, read_table
 from benchmarks.trainability_summary import figure, summary
 from timm_linop.bench import machine
 from timm_linop.channels.coupled import ChannelGroup
@@ -238,12 +237,12 @@ def run(spec: str, study: Study, output: Path) -> None:
     """
     images = images_of(spec, study.images)
     head = (
-        f"# python -m benchmarks.trainability; first {study.images} training images of "
+        f"python -m benchmarks.trainability; first {study.images} training images of "
         f"{images.name}, {study.dense_steps} steps dense, {study.steps} after, batches of {BATCH}"
     )
-    if output.exists() and not output.read_text().startswith(f"{head}; "):
+    if output.exists() and not output.read_text().startswith(f"# {head}; "):
         sys.exit(f"{output} was made with other settings; remove it, or choose another --output.")
-    done = {tuple(row[c] for c in COLUMNS[:4]) for row in read_rows(output)}
+    done = {tuple(row[c] for c in COLUMNS[:4]) for row in read_table(output)}
     dense = cache(partial(trained_dense, images, study))
     for key in keys(study):
         if tuple(map(str, key)) not in done:
@@ -251,14 +250,7 @@ def run(spec: str, study: Study, output: Path) -> None:
 
 
 def _append(path: Path, head: str, row: dict[str, Any]) -> None:
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            file.write(head + "; " + ", ".join(f"{k} {v}" for k, v in machine().items()) + "\n")
-            writer.writeheader()
-        writer.writerow(row)
+    add(path, row, f"{head}; " + ", ".join(f"{k} {v}" for k, v in machine().items()))
     print(*row.values(), flush=True)
 
 
@@ -281,8 +273,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     output = args.output or (Path("runs/trainability-quick.csv") if args.quick else RESULTS)
     if args.summary:
-        print(summary(read_rows(output)))
-        figure(read_rows(output), output.with_suffix(".png"))
+        print(summary(read_table(output)))
+        figure(read_table(output), output.with_suffix(".png"))
         return 0
     torch.set_num_threads(1)  # the layers are small
     run(args.data, QUICK if args.quick else Study(), output)

@@ -10,6 +10,7 @@ import timm
 import torch
 
 from benchmarks import limited
+from benchmarks.rows import read_table
 from timm_linop.data import VERSIONS
 
 ROOT = Path(__file__).parents[1]
@@ -71,11 +72,11 @@ def test_rows_that_are_there_are_not_measured_again(
     limited.measure("digits", tmp_path / "rows.csv")
     assert asked == [(1, limited.SMALL)]
     assert sorted((tmp_path / "rows.csv").read_text().splitlines(keepends=True)) == sorted(lines)
-    told = limited.summary(limited.read(tmp_path / "rows.csv"))
+    told = limited.summary(read_table(tmp_path / "rows.csv"))
     assert "| fine-tuning | 71.0 ± 1.4 | 70.0, 72.0 | 7,850 | 7,840 | 36 |" in told
     assert "| turned | 50.0 ± 0.0 | 50.0, 50.0 |" in told
 
 
 def test_the_page_holds_the_table_of_the_results_in_the_repository() -> None:
     page = (ROOT / "docs" / "limited_data.md").read_text()
-    assert limited.summary(limited.read(limited.RESULTS)) in page
+    assert limited.summary(read_table(limited.RESULTS)) in page

@@ -9,7 +9,8 @@ import timm
 
 from benchmarks import sweep_prune
 from benchmarks.prune_summary import summary
-from benchmarks.sweep_prune import ARCHITECTURES, COLUMNS, RESULTS, append, main, read_rows, run
+from benchmarks.rows import read_table
+from benchmarks.sweep_prune import ARCHITECTURES, COLUMNS, RESULTS, append, main, run
 
 
 def test_the_list_names_architectures_of_many_families() -> None:
@@ -29,7 +30,7 @@ def test_one_architecture_through_both_processes(tmp_path: Path) -> None:
     assert row["parameters_after"] < 0.3 * row["parameters_before"]
     assert float(row["mask_error"]) < 1e-12 and float(row["expand_error"]) < 1e-12
     append(tmp_path / "rows.csv", row)
-    (read,) = read_rows(tmp_path / "rows.csv")
+    (read,) = read_table(tmp_path / "rows.csv")
     assert read == {column: str(row.get(column, "")) for column in COLUMNS}
 
 
@@ -53,7 +54,7 @@ def test_a_rerun_goes_on_where_the_last_one_stopped(
     main(["--only", "dla*", "--output", str(path)])
     main(["--only", "d*", "--output", str(path)])
     assert done[:2] == ["dla34", "dla60_res2next"]
-    assert len(done) == len(set(done)) == len(read_rows(path)) > 5
+    assert len(done) == len(set(done)) == len(read_table(path)) > 5
 
 
 def test_the_summary_counts() -> None:
@@ -76,7 +77,7 @@ def test_the_summary_counts() -> None:
 
 
 def test_the_results_in_the_repository_hold_what_the_documents_say() -> None:
-    rows = read_rows(RESULTS)
+    rows = read_table(RESULTS)
     assert sorted(row["architecture"] for row in rows) == sorted(ARCHITECTURES.read_text().split())
     pruned = [row for row in rows if not row["reason"]]
     assert len(pruned) >= 100

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from benchmarks import trainability as study
-from benchmarks.sweep_prune import read_rows
+from benchmarks.rows import read_table
 from benchmarks.trainability_summary import summary
 from timm_linop.errors import DataError, PruningError
 from timm_linop.expand import expand
@@ -161,7 +161,7 @@ def test_the_study_goes_on_where_it_stopped(
     output = tmp_path / "rows.csv"
     study.run("digits", tiny, output)
     whole = output.read_text()
-    rows = read_rows(output)
+    rows = read_table(output)
     assert [(row["method"], row["lr"]) for row in rows] == [
         (method, lr)
         for method in ("dense", *study.METHODS, *study.CONTROLS)
