@@ -11,6 +11,7 @@ import copy
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from timm_linop.data import load_data
+from benchmarks.rows import read_table
+from timm_linop.data import ImageData, load_data
 from timm_linop.distill import Teacher
 from timm_linop.errors import DataError
 from timm_linop.evaluation import evaluate
-from timm_linop.expand import contract, expand, is_expanded
+from timm_linop.expand import contract, contracted_state, expand, is_expanded
 from timm_linop.fit import Trainer
 from timm_linop.optim import is_plain_sgd
 from timm_linop.recipe import DataConfig, DistillConfig, OptimConfig, Recipe, ScheduleConfig
@@ -47,19 +49,29 @@ class Splits:
     test: TensorDataset
 
 
+def data() -> ImageData:
+    """Read Fashion-MNIST as it lies on the disk.
+
+    Raises:
+        DataError: If it is not there.
+    """
+    try:
+        return load_data(f"idx:{FOLDER}")
+    except DataError as error:
+        raise DataError(f"{error} Install Debian's package dataset-fashion-mnist.") from error
+
+
 def read(train: int, validation: int, seed: int = 0) -> Splits:
     """Read Fashion-MNIST: so many training images drawn by the seed, others to choose by, all 10k.
 
     Raises:
         DataError: If it is not there.
     """
-    try:
-        data = load_data(f"idx:{FOLDER}")
-    except DataError as error:
-        raise DataError(f"{error} Install Debian's package dataset-fashion-mnist.") from error
-    order = np.random.default_rng(seed).permutation(len(data.train))
-    chosen = data.train.select(order[:train]), data.train.select(order[train : train + validation])
-    return Splits(*(_in_memory(split) for split in (*chosen, data.test)))
+    images = data()
+    order = np.random.default_rng(seed).permutation(len(images.train))
+    parts = order[:train], order[train : train + validation]
+    chosen = (images.train.select(part) for part in parts)
+    return Splits(*(_in_memory(split) for split in (*chosen, images.test)))
 
 
 def _in_memory(split: Any) -> TensorDataset:
@@ -86,11 +98,23 @@ def recipe_of(lr: float, epochs: int, **groups: Any) -> Recipe:
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracies of a trained model in percent, and its seconds of training."""
+    """What a training came to: accuracies in percent after the last epoch, and after the best one.
+
+    Attributes:
+        validation: After the last epoch.
+        test: Likewise.
+        seconds: Of training.
+        best_epoch: The first one of those that are best on validation images.
+        best_validation: After that epoch.
+        best_test: Likewise.
+    """
 
     validation: float
     test: float
     seconds: float
+    best_epoch: int
+    best_validation: float
+    best_test: float
 
 
 def fit(
@@ -105,6 +129,7 @@ def fit(
         seed: Of the batches' order.
         teacher: For distillation.
     """
+    torch.manual_seed(seed)  # accelerate's sampler draws the order by it
     loading = DataLoaderConfiguration(use_seedable_sampler=True)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), dataloader_config=loading)
     with tempfile.TemporaryDirectory() as scratch:
@@ -114,10 +139,26 @@ def fit(
         taught = Teacher(copy.deepcopy(teacher), mean, std, mean, std) if teacher else None
         batches = loader(splits.train, seed), loader(splits.validation, batch=500)
         trainer = Trainer(model, taught, *batches, recipe, accelerator)
+        states: list[dict[str, Tensor]] = []
+        trainer.after_epoch = lambda _, model: states.append(_copied(contracted_state(model())))
         trained, seconds = trainer.run(Stop())
+        rows = read_table(Path(scratch) / "metrics.csv")
     trained = contract(trained) if is_expanded(trained) else trained
-    found = [accuracy(trained, split) for split in (splits.validation, splits.test)]
-    return trained.eval(), Score(*found, seconds)
+    reached = [float(row["validation_accuracy"]) for row in rows]
+    last, best = len(reached) - 1, reached.index(max(reached))
+    tests = {epoch: _test(trained, states[epoch], splits) for epoch in {best, last}}
+    trained.load_state_dict(states[last])
+    score = Score(reached[last], tests[last], seconds, best + 1, reached[best], tests[best])
+    return trained.eval(), score
+
+
+def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def _test(model: nn.Module, state: Mapping[str, Tensor], splits: Splits) -> float:
+    model.load_state_dict(state)
+    return accuracy(model, splits.test)
 
 
 def accuracy(model: nn.Module, images: TensorDataset) -> float:

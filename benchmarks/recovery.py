@@ -1,0 +1,233 @@
+"""Does it recover accuracy? python -m benchmarks.recovery [--budget MINUTES] [--study main ...].
+
+One row is a network, a share of weights removed, an arm, a length, a learning rate and a seed. A
+run that is stopped goes on where it was; ``--summary`` prints the tables of docs/recovery.md and
+draws its figures. The dense network of each seed is trained and pruned by ADMM first, under
+``runs/recovery``. Each worker is a process of one thread; on GPUs use one worker a device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+import timm_linop
+from benchmarks import fashion
+from benchmarks.recovery_plan import ARMS, GRIDS, NETWORKS, Cell, Grid
+from benchmarks.rows import append, read_rows
+from timm_linop.bench import count_macs, count_parameters
+from timm_linop.errors import TrainingError
+from timm_linop.flags import parse
+from timm_linop.models import make_student
+from timm_linop.pruning import Training
+from timm_linop.recipe import Recipe, ScheduleConfig
+
+RESULTS = Path(__file__).with_name("results") / "recovery.csv"
+WORK = Path("runs") / "recovery"
+TRAIN, VALIDATION = 5000, 5000
+DENSE_EPOCHS, PRUNING_EPOCHS = 12, 8
+ABOUT = (
+    f"python -m benchmarks.recovery; Fashion-MNIST, {TRAIN} training and {VALIDATION} validation "
+    f"images, batches of {fashion.BATCH}; dense {DENSE_EPOCHS} epochs, ADMM {PRUNING_EPOCHS}"
+)
+ACCURACY = "accuracy.json"
+
+
+@dataclass(frozen=True)
+class Row(Cell):
+    """One fine-tuning, and what it came to; accuracies in percent.
+
+    Attributes:
+        parameters: Of the slim network.
+        macs: Multiply-adds of one image.
+        dense: Test accuracy of the dense network.
+        pruned: Test accuracy of the slim one before fine-tuning.
+        validation: After the last epoch.
+        test: Likewise.
+        best_epoch: The first one of those that are best on validation images.
+        best_validation: After that epoch.
+        best_test: Likewise.
+        seconds: Of training.
+    """
+
+    parameters: int
+    macs: int
+    dense: float
+    pruned: float
+    validation: float
+    test: float
+    best_epoch: int
+    best_validation: float
+    best_test: float
+    seconds: float
+
+    @property
+    def cell(self) -> Cell:
+        """What it is a row of."""
+        return Cell(**{name: getattr(self, name) for name in Cell.__dataclass_fields__})
+
+
+@cache
+def splits() -> fashion.Splits:
+    """The images, read once a process."""
+    return fashion.read(TRAIN, VALIDATION)
+
+
+def dense_folder(model: str, seed: int) -> Path:
+    """Where a dense network lies."""
+    return WORK / model / f"dense-{seed}"
+
+
+def slim_folder(model: str, removed: float, seed: int) -> Path:
+    """Where a pruned network lies."""
+    return WORK / model / f"removed-{removed}-{seed}"
+
+
+def make_dense(model: str, seed: int) -> None:
+    """Train a dense network."""
+    torch.manual_seed(seed)
+    drawn = timm.create_model(model, in_chans=1, num_classes=10, **NETWORKS[model])
+    trained, score = fashion.fit(drawn, splits(), fashion.recipe_of(0.1, DENSE_EPOCHS), seed)
+    _keep(trained, dense_folder(model, seed), score.test)
+
+
+def make_slim(model: str, removed: float, seed: int) -> None:
+    """Prune it by ADMM."""
+    recipe = replace(
+        fashion.recipe_of(0.01, PRUNING_EPOCHS),
+        schedule=ScheduleConfig(epochs=PRUNING_EPOCHS, sched="constant", warmup_epochs=0),
+    )
+    batches = fashion.loader(splits().train, seed), fashion.loader(splits().validation, batch=500)
+    slim = timm_linop.prune(
+        load(dense_folder(model, seed)),
+        torch.zeros(1, *fashion.SIZE),
+        training=Training(*batches, recipe),
+        method="admm",
+        target_params=1 - removed,
+        round_to=1,
+        floor=0.05,
+    )
+    _keep(slim, slim_folder(model, removed, seed), fashion.accuracy(slim, splits().test))
+
+
+def _keep(model: nn.Module, folder: Path, test: float) -> None:
+    draft = folder.with_name(f"{folder.name}.new")
+    timm_linop.save(model, draft)
+    (draft / ACCURACY).write_text(json.dumps({"test": test}))
+    draft.rename(folder)
+
+
+def load(folder: Path) -> nn.Module:
+    """Load a dense or pruned network by name."""
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+def recipe_of(cell: Cell) -> Recipe:
+    """The recipe of a cell, as train.py would read its arm's flags."""
+    slim = slim_folder(cell.model, cell.removed, cell.seed)
+    teacher = f"local-dir:{dense_folder(cell.model, cell.seed)}"
+    plain = fashion.recipe_of(cell.lr, cell.epochs)
+    flags = f"--pruned {slim} --teacher {teacher} --seed {cell.seed} {ARMS[cell.arm]}"
+    read = parse(Recipe, flags.split(), "train.py")
+    return replace(read, data=plain.data, optim=plain.optim, schedule=plain.schedule).effective()
+
+
+def measure(cell: Cell) -> Row:
+    """Run one cell; a training that diverged has accuracies of 0."""
+    recipe = recipe_of(cell)
+    paths = dense_folder(cell.model, cell.seed), slim_folder(cell.model, cell.removed, cell.seed)
+    dense, pruned = (json.loads((path / ACCURACY).read_text())["test"] for path in paths)
+    slim = load(paths[1])
+    costs = {"parameters": count_parameters(slim), "macs": count_macs(slim, fashion.SIZE)}
+    torch.manual_seed(cell.seed)
+    student, _ = make_student(recipe, fashion.data())
+    teacher = load(paths[0]) if recipe.distill.asked else None
+    try:
+        _, score = fashion.fit(student, splits(), recipe, cell.seed, teacher)
+    except TrainingError:
+        score = fashion.Score(0.0, 0.0, 0.0, 0, 0.0, 0.0)
+    return Row(**asdict(cell), **costs, dense=dense, pruned=pruned, **asdict(score))
+
+
+Task = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def ready(cell: Cell) -> Task:
+    """Tell what is to be done next for a cell: its networks first."""
+    if not dense_folder(cell.model, cell.seed).exists():
+        return make_dense, (cell.model, cell.seed)
+    if not slim_folder(cell.model, cell.removed, cell.seed).exists():
+        return make_slim, (cell.model, cell.removed, cell.seed)
+    return measure, (cell,)
+
+
+def run(grids: Sequence[Grid], output: Path, minutes: float, workers: int) -> None:
+    """Do what is not done yet, in several processes; rows are written as they come.
+
+    Args:
+        grids: What is to be done, the first one first.
+        output: The CSV.
+        minutes: Nothing is begun after so long.
+        workers: Processes, of one thread each.
+    """
+    rows, deadline = read_rows(output, Row), time.monotonic() + 60 * minutes
+    running: dict[Future[Any], Task] = {}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=_quiet_worker) as pool:
+        while True:
+            if time.monotonic() < deadline:
+                for task in islice(_waiting(grids, rows, running), workers - len(running)):
+                    running[pool.submit(task[0], *task[1])] = task
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
+                if isinstance(row := future.result(), Row):
+                    rows.append(row)
+                    append(output, row, ABOUT)
+
+
+def _waiting(
+    grids: Sequence[Grid], rows: Sequence[Row], running: Mapping[Future[Any], Task]
+) -> Iterator[Task]:
+    validation = {row.cell: row.validation for row in rows}
+    tasks = (ready(cell) for grid in grids for cell in grid.missing(validation))
+    yield from (task for task in dict.fromkeys(tasks) if task not in running.values())
+
+
+def _quiet_worker() -> None:
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - to the end
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what is not done yet, or tell what the rows say."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__)
+    parser.add_argument("--study", nargs="+", choices=list(GRIDS), default=list(GRIDS))
+    parser.add_argument("--budget", type=float, default=math.inf, help="minutes")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of one thread each")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="where the rows go")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    run([GRIDS[name] for name in args.study], args.output, args.budget, args.workers)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
