@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import astuple, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from torch import nn
 
 import timm_linop
 from benchmarks import fashion
-from benchmarks.recovery_plan import ARMS, GRIDS, NETWORKS, Cell, Grid
+from benchmarks.recovery_plan import ARMS, GRIDS, NETWORKS, Cell, Grid, Row
 from benchmarks.rows import append, read_rows
 from timm_linop.bench import count_macs, count_parameters
 from timm_linop.errors import TrainingError
@@ -47,40 +47,6 @@ ABOUT = (
     f"images, batches of {fashion.BATCH}; dense {DENSE_EPOCHS} epochs, ADMM {PRUNING_EPOCHS}"
 )
 ACCURACY = "accuracy.json"
-
-
-@dataclass(frozen=True)
-class Row(Cell):
-    """One fine-tuning, and what it came to; accuracies in percent.
-
-    Attributes:
-        parameters: Of the slim network.
-        macs: Multiply-adds of one image.
-        dense: Test accuracy of the dense network.
-        pruned: Test accuracy of the slim one before fine-tuning.
-        validation: After the last epoch.
-        test: Likewise.
-        best_epoch: The first one of those that are best on validation images.
-        best_validation: After that epoch.
-        best_test: Likewise.
-        seconds: Of training.
-    """
-
-    parameters: int
-    macs: int
-    dense: float
-    pruned: float
-    validation: float
-    test: float
-    best_epoch: int
-    best_validation: float
-    best_test: float
-    seconds: float
-
-    @property
-    def cell(self) -> Cell:
-        """What it is a row of."""
-        return Cell(**{name: getattr(self, name) for name in Cell.__dataclass_fields__})
 
 
 @cache
@@ -113,6 +79,7 @@ def make_slim(model: str, removed: float, seed: int) -> None:
         fashion.recipe_of(0.01, PRUNING_EPOCHS),
         schedule=ScheduleConfig(epochs=PRUNING_EPOCHS, sched="constant", warmup_epochs=0),
     )
+    torch.manual_seed(seed)
     batches = fashion.loader(splits().train, seed), fashion.loader(splits().validation, batch=500)
     slim = timm_linop.prune(
         load(dense_folder(model, seed)),
@@ -154,7 +121,7 @@ def measure(cell: Cell) -> Row:
     paths = dense_folder(cell.model, cell.seed), slim_folder(cell.model, cell.removed, cell.seed)
     dense, pruned = (json.loads((path / ACCURACY).read_text())["test"] for path in paths)
     slim = load(paths[1])
-    costs = {"parameters": count_parameters(slim), "macs": count_macs(slim, fashion.SIZE)}
+    costs = count_parameters(slim), count_macs(slim, fashion.SIZE)
     torch.manual_seed(cell.seed)
     student, _ = make_student(recipe, fashion.data())
     teacher = load(paths[0]) if recipe.distill.asked else None
@@ -162,7 +129,7 @@ def measure(cell: Cell) -> Row:
         _, score = fashion.fit(student, splits(), recipe, cell.seed, teacher)
     except TrainingError:
         score = fashion.Score(0.0, 0.0, 0.0, 0, 0.0, 0.0)
-    return Row(**asdict(cell), **costs, dense=dense, pruned=pruned, **asdict(score))
+    return Row(*astuple(cell), *costs, dense, pruned, *astuple(score))
 
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]

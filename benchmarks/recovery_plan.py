@@ -7,8 +7,8 @@ beyond is tried too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 RATES, BEYOND = (0.003, 0.01, 0.03, 0.1), (0.001, 0.3)
@@ -20,14 +20,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 _PAPER = "--gamma 3000 --pairs all --reduction sum"
 ARMS = {
-    "from scratch": "--reinit --rate 0 --gamma 0",
-    "ExpandNets": "--reinit --rate 3 --init normal --gamma 0",
-    "vanilla distillation": f"--reinit --rate 0 {_PAPER}",
     "fine-tuning": "--rate 0 --gamma 0",
-    "fine-tuning + SP": f"--rate 0 {_PAPER}",
     "fine-tuning + KD": "--rate 0 --gamma 0 --kd-weight 1",
     "expanded": "--rate 3 --gamma 0",
+    "fine-tuning + SP": f"--rate 0 {_PAPER}",
     "LinOP (paper)": f"--rate 3 --init normal {_PAPER}",
+    "vanilla distillation": f"--reinit --rate 0 {_PAPER}",
+    "ExpandNets": "--reinit --rate 3 --init normal --gamma 0",
+    "from scratch": "--reinit --rate 0 --gamma 0",
 }
 
 
@@ -52,6 +52,44 @@ class Cell:
     epochs: int
     lr: float
     seed: int
+
+    def at(self, rates: Sequence[float]) -> list[Cell]:
+        """Give the cells of a sweep."""
+        return [replace(self, lr=lr, seed=SWEEP_SEED) for lr in rates]
+
+
+@dataclass(frozen=True)
+class Row(Cell):
+    """One fine-tuning, and what it came to; accuracies in percent.
+
+    Attributes:
+        parameters: Of the slim network.
+        macs: Multiply-adds of one image.
+        dense: Test accuracy of the dense network.
+        pruned: Test accuracy of the slim one before fine-tuning.
+        validation: After the last epoch.
+        test: Likewise.
+        seconds: Of training.
+        best_epoch: The first one of those that are best on validation images.
+        best_validation: After that epoch.
+        best_test: Likewise.
+    """
+
+    parameters: int
+    macs: int
+    dense: float
+    pruned: float
+    validation: float
+    test: float
+    seconds: float
+    best_epoch: int
+    best_validation: float
+    best_test: float
+
+    @property
+    def cell(self) -> Cell:
+        """What it is a row of."""
+        return Cell(**{each.name: getattr(self, each.name) for each in fields(Cell)})
 
 
 @dataclass(frozen=True)
@@ -88,8 +126,7 @@ class Grid:
 
     def _next(self, first: Cell, validation: Mapping[Cell, float]) -> Iterator[Cell]:
         """The sweep; once it is done, the seeds at the rate it chose."""
-        rates = swept(first, validation)
-        sweep = [replace(first, lr=lr) for lr in rates]
+        sweep = first.at(swept(first, validation))
         yield from sweep
         if all(cell in validation for cell in sweep):
             best = best_rate(first, validation)
