@@ -32,7 +32,7 @@ from timm_linop.optim import is_plain_sgd
 from timm_linop.recipe import DataConfig, DistillConfig, OptimConfig, Recipe, ScheduleConfig
 from timm_linop.resume import Stop
 
-FOLDER = "/usr/share/datasets/fashion-mnist"
+SOURCES = {"fashion-mnist": "idx:/usr/share/datasets/fashion-mnist", "digits": "digits"}
 MEAN, STD = 0.2860, 0.3530
 BATCH = 64
 # At output stride 16 the last map of a 28 px image is 2 x 2.
@@ -49,25 +49,25 @@ class Splits:
     test: TensorDataset
 
 
-def data() -> ImageData:
-    """Read Fashion-MNIST as it lies on the disk.
+def images_of(name: str) -> ImageData:
+    """Read one of `SOURCES` as it lies on the disk.
 
     Raises:
         DataError: If it is not there.
     """
     try:
-        return load_data(f"idx:{FOLDER}")
+        return load_data(SOURCES[name])
     except DataError as error:
         raise DataError(f"{error} Install Debian's package dataset-fashion-mnist.") from error
 
 
-def read(train: int, validation: int, seed: int = 0) -> Splits:
-    """Read Fashion-MNIST: so many training images drawn by the seed, others to choose by, all 10k.
+def read(train: int, validation: int, seed: int = 0, name: str = "fashion-mnist") -> Splits:
+    """Read images: so many to train on, drawn by the seed, others to choose by, all to test on.
 
     Raises:
-        DataError: If it is not there.
+        DataError: If they are not there.
     """
-    images = data()
+    images = images_of(name)
     order = np.random.default_rng(seed).permutation(len(images.train))
     parts = order[:train], order[train : train + validation]
     chosen = (images.train.select(part) for part in parts)
@@ -75,7 +75,8 @@ def read(train: int, validation: int, seed: int = 0) -> Splits:
 
 
 def _in_memory(split: Any) -> TensorDataset:
-    pixels = np.stack([np.asarray(image, dtype=np.float32) for image in split["image"]])
+    sized = (image.resize(SIZE[1:]) for image in split["image"])  # digits are of 8 x 8
+    pixels = np.stack([np.asarray(image, dtype=np.float32) for image in sized])
     images = (torch.from_numpy(pixels)[:, None] / 255 - MEAN) / STD
     return TensorDataset(images, torch.tensor(split["label"]))
 

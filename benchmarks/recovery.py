@@ -40,49 +40,50 @@ from timm_linop.recipe import Recipe, ScheduleConfig
 
 RESULTS = Path(__file__).with_name("results") / "recovery.csv"
 WORK = Path("runs") / "recovery"
-TRAIN, VALIDATION = 5000, 5000
+SIZES = {"fashion-mnist": (5000, 5000), "digits": (700, 300)}  # training, validation
 DENSE_EPOCHS, PRUNING_EPOCHS = 12, 8
 ABOUT = (
-    f"python -m benchmarks.recovery; Fashion-MNIST, {TRAIN} training and {VALIDATION} validation "
-    f"images, batches of {fashion.BATCH}; dense {DENSE_EPOCHS} epochs, ADMM {PRUNING_EPOCHS}"
+    f"python -m benchmarks.recovery; training and validation images {SIZES}, batches of "
+    f"{fashion.BATCH}; dense {DENSE_EPOCHS} epochs, ADMM {PRUNING_EPOCHS}"
 )
 ACCURACY = "accuracy.json"
 
 
 @cache
-def splits() -> fashion.Splits:
+def splits(data: str) -> fashion.Splits:
     """The images, read once a process."""
-    return fashion.read(TRAIN, VALIDATION)
+    return fashion.read(*SIZES[data], name=data)
 
 
-def dense_folder(model: str, seed: int) -> Path:
-    """Where a dense network lies."""
-    return WORK / model / f"dense-{seed}"
+def dense_folder(cell: Cell) -> Path:
+    """Where the dense network lies."""
+    return WORK / cell.data / cell.model / f"dense-{cell.seed}"
 
 
-def slim_folder(model: str, removed: float, seed: int) -> Path:
-    """Where a pruned network lies."""
-    return WORK / model / f"removed-{removed}-{seed}"
+def slim_folder(cell: Cell) -> Path:
+    """Where the pruned network lies."""
+    return WORK / cell.data / cell.model / f"removed-{cell.removed}-{cell.seed}"
 
 
-def make_dense(model: str, seed: int) -> None:
+def make_dense(data: str, model: str, seed: int, folder: Path) -> None:
     """Train a dense network."""
     torch.manual_seed(seed)
     drawn = timm.create_model(model, in_chans=1, num_classes=10, **NETWORKS[model])
-    trained, score = fashion.fit(drawn, splits(), fashion.recipe_of(0.1, DENSE_EPOCHS), seed)
-    _keep(trained, dense_folder(model, seed), score.test)
+    trained, score = fashion.fit(drawn, splits(data), fashion.recipe_of(0.1, DENSE_EPOCHS), seed)
+    _keep(trained, folder, score.test)
 
 
-def make_slim(model: str, removed: float, seed: int) -> None:
+def make_slim(data: str, dense: Path, removed: float, seed: int, folder: Path) -> None:
     """Prune it by ADMM."""
     recipe = replace(
         fashion.recipe_of(0.01, PRUNING_EPOCHS),
         schedule=ScheduleConfig(epochs=PRUNING_EPOCHS, sched="constant", warmup_epochs=0),
     )
+    images = splits(data)
     torch.manual_seed(seed)
-    batches = fashion.loader(splits().train, seed), fashion.loader(splits().validation, batch=500)
+    batches = fashion.loader(images.train, seed), fashion.loader(images.validation, batch=500)
     slim = timm_linop.prune(
-        load(dense_folder(model, seed)),
+        load(dense),
         torch.zeros(1, *fashion.SIZE),
         training=Training(*batches, recipe),
         method="admm",
@@ -90,7 +91,7 @@ def make_slim(model: str, removed: float, seed: int) -> None:
         round_to=1,
         floor=0.05,
     )
-    _keep(slim, slim_folder(model, removed, seed), fashion.accuracy(slim, splits().test))
+    _keep(slim, folder, fashion.accuracy(slim, images.test))
 
 
 def _keep(model: nn.Module, folder: Path, test: float) -> None:
@@ -106,30 +107,31 @@ def load(folder: Path) -> nn.Module:
 
 
 def recipe_of(cell: Cell) -> Recipe:
-    """The recipe of a cell, as train.py would read its arm's flags."""
-    slim = slim_folder(cell.model, cell.removed, cell.seed)
-    teacher = f"local-dir:{dense_folder(cell.model, cell.seed)}"
-    plain = fashion.recipe_of(cell.lr, cell.epochs)
-    flags = f"--pruned {slim} --teacher {teacher} --seed {cell.seed} {ARMS[cell.arm]}"
-    read = parse(Recipe, flags.split(), "train.py")
-    return replace(read, data=plain.data, optim=plain.optim, schedule=plain.schedule).effective()
+    """The recipe of a cell: SGD with Nesterov's momentum, an epoch of warm-up, a cosine."""
+    flags = (
+        f"--pruned {slim_folder(cell)} --teacher local-dir:{dense_folder(cell)} --seed {cell.seed} "
+        f"--lr {cell.lr} --weight-decay 1e-4 --batch-size {fashion.BATCH} --epochs {cell.epochs} "
+        f"--warmup-epochs 1 {ARMS[cell.arm]}"
+    )
+    return parse(Recipe, flags.split(), "train.py").effective()
 
 
 def measure(cell: Cell) -> Row:
     """Run one cell; a training that diverged has accuracies of 0."""
     recipe = recipe_of(cell)
-    paths = dense_folder(cell.model, cell.seed), slim_folder(cell.model, cell.removed, cell.seed)
+    paths = dense_folder(cell), slim_folder(cell)
     dense, pruned = (json.loads((path / ACCURACY).read_text())["test"] for path in paths)
     slim = load(paths[1])
     costs = count_parameters(slim), count_macs(slim, fashion.SIZE)
     torch.manual_seed(cell.seed)
-    student, _ = make_student(recipe, fashion.data())
+    student, _ = make_student(recipe, fashion.images_of(cell.data))
     teacher = load(paths[0]) if recipe.distill.asked else None
     try:
-        _, score = fashion.fit(student, splits(), recipe, cell.seed, teacher)
+        _, score = fashion.fit(student, splits(cell.data), recipe, cell.seed, teacher)
     except TrainingError:
         score = fashion.Score(0.0, 0.0, 0.0, 0, 0.0, 0.0)
-    return Row(*astuple(cell), *costs, dense, pruned, *astuple(score))
+    values = (*astuple(cell), *costs, dense, pruned, *astuple(score))
+    return Row(*values)
 
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -137,10 +139,11 @@ Task = tuple[Callable[..., Any], tuple[Any, ...]]
 
 def ready(cell: Cell) -> Task:
     """Tell what is to be done next for a cell: its networks first."""
-    if not dense_folder(cell.model, cell.seed).exists():
-        return make_dense, (cell.model, cell.seed)
-    if not slim_folder(cell.model, cell.removed, cell.seed).exists():
-        return make_slim, (cell.model, cell.removed, cell.seed)
+    dense, slim = dense_folder(cell), slim_folder(cell)
+    if not dense.exists():
+        return make_dense, (cell.data, cell.model, cell.seed, dense)
+    if not slim.exists():
+        return make_slim, (cell.data, dense, cell.removed, cell.seed, slim)
     return measure, (cell,)
 
 

@@ -37,6 +37,7 @@ class Cell:
 
     Attributes:
         study: Which grid it belongs to.
+        data: Images, one of `fashion.SOURCES`.
         model: timm architecture.
         removed: Share of its weights that pruning took.
         arm: One of `ARMS`.
@@ -46,6 +47,7 @@ class Cell:
     """
 
     study: str
+    data: str
     model: str
     removed: float
     arm: str
@@ -98,6 +100,7 @@ class Grid:
 
     Attributes:
         study: Its name.
+        data: Images, one of `fashion.SOURCES`.
         model: timm architecture.
         removed: Shares of weights removed, the most telling first.
         arms: Those of `ARMS`.
@@ -106,6 +109,7 @@ class Grid:
     """
 
     study: str
+    data: str
     model: str
     removed: tuple[float, ...]
     arms: tuple[str, ...]
@@ -121,8 +125,12 @@ class Grid:
         for epochs in self.epochs:
             for removed in self.removed:
                 for arm in self.arms:
-                    first = Cell(self.study, self.model, removed, arm, epochs, 0.0, SWEEP_SEED)
-                    yield from (c for c in self._next(first, validation) if c not in validation)
+                    cells = self._next(self.first(removed, arm, epochs), validation)
+                    yield from (cell for cell in cells if cell not in validation)
+
+    def first(self, removed: float, arm: str, epochs: int) -> Cell:
+        """The cell of one sweep, its rate still open."""
+        return Cell(self.study, self.data, self.model, removed, arm, epochs, 0.0, SWEEP_SEED)
 
     def _next(self, first: Cell, validation: Mapping[Cell, float]) -> Iterator[Cell]:
         """The sweep; once it is done, the seeds at the rate it chose."""
@@ -156,6 +164,9 @@ def best_rate(cell: Cell, validation: Mapping[Cell, float]) -> float:
 
 _REMOVED = (0.92, 0.985, 0.70, 0.95, 0.85)
 GRIDS = {
-    "main": Grid("main", "test_resnet", _REMOVED, tuple(ARMS), (8,), 5),
-    "mobilenet": Grid("mobilenet", "mobilenetv2_050", _REMOVED, tuple(ARMS), (8,), 5),
+    "main": Grid("main", "fashion-mnist", "test_resnet", _REMOVED, tuple(ARMS), (8,), 5),
+    "mobilenet": Grid(
+        "mobilenet", "fashion-mnist", "mobilenetv2_050", _REMOVED, tuple(ARMS), (8,), 5
+    ),
+    "digits": Grid("digits", "digits", "test_resnet", (0.92, 0.70), tuple(ARMS), (8,), 3),
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
 from scipy.stats import ttest_rel
 
-from benchmarks.recovery_plan import Cell, Grid, Row, best_rate, swept
+from benchmarks.recovery_plan import Grid, Row, best_rate, swept
 from timm_linop.plots.canvas import (
     BLUE,
     GREEN,
@@ -42,17 +43,12 @@ def chosen(rows: Sequence[Row], grid: Grid, removed: float, arm: str, epochs: in
         Rows by seed; none where the sweep is not finished.
     """
     validation = {row.cell: row.validation for row in rows}
-    first = Cell(grid.study, grid.model, removed, arm, epochs, 0.0, 0)
+    first = grid.first(removed, arm, epochs)
     rates = swept(first, validation)
     if any(cell not in validation for cell in first.at(rates)):
         return {}
-    best = best_rate(first, validation)
-    same = (first.study, first.model, first.removed, first.arm, first.epochs, best)
-    return {
-        row.seed: row
-        for row in rows
-        if (row.study, row.model, row.removed, row.arm, row.epochs, row.lr) == same
-    }
+    same = replace(first, lr=best_rate(first, validation))
+    return {row.seed: row for row in rows if replace(row.cell, seed=same.seed) == same}
 
 
 def accuracies(rows: Sequence[Row], grid: Grid, epochs: int, *, best: bool = False) -> str:

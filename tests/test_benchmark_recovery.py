@@ -1,0 +1,92 @@
+"""The recovery study: what it plans, what its tables say, and that its rows survive a stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fashion import Score
+from benchmarks.recovery_plan import ARMS, BEYOND, GRIDS, RATES, Cell, Grid, Row, best_rate
+from benchmarks.recovery_summary import accuracies, difference, differences, rates
+from timm_linop.flags import parse
+from timm_linop.recipe import Recipe
+
+SMALL = Grid("small", "digits", "test_resnet", (0.7, 0.9), ("fine-tuning", "expanded"), (2,), 3)
+
+
+def carried_out(grid: Grid, reached: Callable[[Cell], float]) -> list[Cell]:
+    """Run a grid to its end, two cells at a time, with accuracies that a formula gives."""
+    done: dict[Cell, float] = {}
+    while batch := list(grid.missing(done))[:2]:
+        done |= {cell: reached(cell) for cell in batch}
+    return list(done)
+
+
+def peak_at(lr: float) -> Callable[[Cell], float]:
+    return lambda cell: 90 - abs(math.log(cell.lr / lr))
+
+
+def row(cell: Cell, test: float) -> Row:
+    score = Score(test, test, 1.0, 1, test, test - 1)
+    values = (*vars(cell).values(), 100, 1000, 95.0, 10.0, *vars(score).values())
+    return Row(*values)
+
+
+def rows_of(grid: Grid, lr: float, test: Callable[[Cell], float]) -> list[Row]:
+    """Rows of a whole grid whose best rate is known."""
+    cells = carried_out(grid, peak_at(lr))
+    return [replace(row(cell, test(cell)), validation=peak_at(lr)(cell)) for cell in cells]
+
+
+def test_each_arm_is_swept_then_its_best_rate_runs_on_all_seeds() -> None:
+    cells = carried_out(SMALL, peak_at(0.03))
+    assert len(cells) == len(set(cells)) == 2 * 2 * (len(RATES) + SMALL.seeds - 1)
+    seeds = {(cell.arm, cell.removed, cell.lr): set[int]() for cell in cells}
+    for cell in cells:
+        seeds[cell.arm, cell.removed, cell.lr].add(cell.seed)
+    assert all(found == ({0, 1, 2} if key[2] == 0.03 else {0}) for key, found in seeds.items())
+
+
+@pytest.mark.parametrize("edge, beyond", [(RATES[0], BEYOND[0]), (RATES[-1], BEYOND[1])])
+def test_a_sweep_whose_best_rate_is_an_edge_goes_one_beyond(edge: float, beyond: float) -> None:
+    swept = {cell.lr for cell in carried_out(SMALL, peak_at(edge))}
+    assert swept == {*RATES, beyond}
+    validation = {cell: peak_at(beyond)(cell) for cell in carried_out(SMALL, peak_at(beyond))}
+    assert best_rate(SMALL.first(0.7, "expanded", 2), validation) == beyond
+
+
+def test_every_arm_is_flags_of_train_py_and_no_two_are_alike() -> None:
+    settings = {}
+    for name, flags in ARMS.items():
+        words = f"--pruned slim --teacher dense {flags}".split()
+        recipe = parse(Recipe, words, "train.py").effective()
+        settings[name] = (recipe.model, recipe.expand, recipe.distill, recipe.optim)
+    assert len(set(map(repr, settings.values()))) == len(ARMS)
+    assert all(set(grid.arms) <= set(ARMS) for grid in GRIDS.values())
+
+
+def test_the_interval_is_the_textbook_one() -> None:
+    # Differences 1, 2, 3: mean 2, standard error 1/sqrt(3), t(2, 0.975) = 4.3027.
+    gain = {0: 1.0, 1: 2.0, 2: 3.0}
+    rows = rows_of(SMALL, 0.03, lambda c: 80 + (gain[c.seed] if c.arm == "expanded" else 0))
+    found = difference(rows, SMALL, 0.7, 2, "expanded", "fine-tuning")
+    assert found == pytest.approx((2.0, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
+    assert "+2.00 [-0.48, +4.48]" in differences(rows, SMALL, 2, "fine-tuning")
+
+
+def test_tables_show_the_chosen_rate_and_say_which_seeds_are_missing() -> None:
+    rows = rows_of(SMALL, 0.03, lambda c: 80.0 + c.seed if c.lr == 0.03 else 99.0)
+    assert "| expanded | 81.0 ± 1.0 | 81.0 ± 1.0 |" in accuracies(rows, SMALL, 2)
+    assert "| expanded | 80.0 ± 1.0 | 80.0 ± 1.0 |" in accuracies(rows, SMALL, 2, best=True)
+    assert "| expanded | 0.03 | 0.03 |" in rates(rows, SMALL, 2)
+    cut = [r for r in rows if not (r.removed == 0.9 and r.arm == "expanded" and r.seed == 2)]
+    assert "| expanded | 81.0 ± 1.0 | 80.5 ± 0.7 (2) |" in accuracies(cut, SMALL, 2)
+    unswept = [r for r in rows if r.lr != 0.1]
+    assert "| expanded |  |  |" in accuracies(unswept, SMALL, 2)
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "recovery.md"
