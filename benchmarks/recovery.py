@@ -30,6 +30,7 @@ from torch import nn
 import timm_linop
 from benchmarks import fashion
 from benchmarks.recovery_plan import ARMS, GRIDS, NETWORKS, Cell, Grid, Row
+from benchmarks.recovery_summary import figure, report
 from benchmarks.rows import append, read_rows
 from timm_linop.bench import count_macs, count_parameters
 from timm_linop.errors import TrainingError
@@ -186,6 +187,16 @@ def _quiet_worker() -> None:
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - to the end
 
 
+def _summarise(grids: Sequence[Grid], output: Path) -> None:
+    rows = read_rows(output, Row)
+    for grid in grids:
+        own = [row for row in rows if row.study == grid.study]
+        if own:
+            print(report(own, grid))
+        for epochs in {row.epochs for row in own}:
+            figure(own, grid, epochs, output.with_name(f"recovery_{grid.study}_{epochs}.png"))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run what is not done yet, or tell what the rows say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__)
@@ -193,7 +204,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=math.inf, help="minutes")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of one thread each")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the rows go")
+    parser.add_argument("--summary", action="store_true", help="print tables, draw figures")
     args = parser.parse_args(arguments)
+    if args.summary:
+        _summarise([GRIDS[name] for name in args.study], args.output)
+        return 0
     torch.set_num_threads(1)
     run([GRIDS[name] for name in args.study], args.output, args.budget, args.workers)
     return 0

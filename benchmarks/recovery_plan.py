@@ -1,8 +1,8 @@
 """What the recovery study runs: networks, arms as flags of train.py, and the cells of its grids.
 
-Every arm has its own sweep of learning rates, on one seed, chosen by validation images; then the
-chosen rate runs on the other seeds. Where the best rate is the lowest or the highest, the next one
-beyond is tried too.
+Every arm has its own sweep of learning rates on one seed: the grid's rates, and as long as the best
+one on validation images is the lowest or the highest, the next one of `LADDER` beyond it. Then the
+chosen rate runs on the other seeds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-RATES, BEYOND = (0.003, 0.01, 0.03, 0.1), (0.001, 0.3)
+LADDER = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+RATES = LADDER[2:6]
 SWEEP_SEED = 0
 NETWORKS: dict[str, dict[str, Any]] = {
     # At output stride 16 the last map of a 28 px image is 2 x 2.
@@ -19,16 +20,44 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "mobilenetv2_050": {"output_stride": 16},
 }
 _PAPER = "--gamma 3000 --pairs all --reduction sum"
-ARMS = {
+# From the pruned weights.
+_MAIN = {
     "fine-tuning": "--rate 0 --gamma 0",
     "fine-tuning + KD": "--rate 0 --gamma 0 --kd-weight 1",
     "expanded": "--rate 3 --gamma 0",
+    "expanded + KD": "--rate 3 --gamma 0 --kd-weight 1",
     "fine-tuning + SP": f"--rate 0 {_PAPER}",
     "LinOP (paper)": f"--rate 3 --init normal {_PAPER}",
-    "vanilla distillation": f"--reinit --rate 0 {_PAPER}",
-    "ExpandNets": "--reinit --rate 3 --init normal --gamma 0",
-    "from scratch": "--reinit --rate 0 --gamma 0",
 }
+# From new weights in the pruned shape.
+_STRUCTURE = {
+    "from scratch": "--reinit --rate 0 --gamma 0",
+    "ExpandNets": "--reinit --rate 3 --init normal --gamma 0",
+    "vanilla distillation": f"--reinit --rate 0 {_PAPER}",
+}
+# Arms of the ablations.
+_KD, _SP = "--kd-weight 1", "--pairs blocks --reduction mean"
+_INITS = {
+    f"expanded, {init}": f"--rate 3 --init {init} --gamma 0" for init in ("normal", "balanced")
+}
+_WIDTHS = {f"expanded, normal, rate {r}": f"--rate {r} --init normal --gamma 0" for r in (1, 5)}
+_GAMMAS = {
+    f"{kind} + mean SP, gamma {gamma}": f"--rate {rate} --gamma {gamma} {_SP}"
+    for gamma in (100, 1000)
+    for kind, rate in (("fine-tuning", 0), ("expanded", 3))
+}
+_OTHERS = {
+    "expanded, not the classifier": "--rate 3 --gamma 0 --exclude fc",
+    "expanded, no decay of factors": "--rate 3 --gamma 0 --chain-decay none",
+    "fine-tuning + KD + mean SP": f"--rate 0 {_KD} --gamma 100 {_SP}",
+    "expanded + KD + mean SP": f"--rate 3 {_KD} --gamma 100 {_SP}",
+    "fine-tuning + KD 3": "--rate 0 --gamma 0 --kd-weight 3",
+    "fine-tuning, Muon": "--rate 0 --gamma 0 --opt muon",
+    "fine-tuning + KD, Muon": f"--rate 0 --gamma 0 {_KD} --opt muon",
+    "expanded, Muon": "--rate 3 --gamma 0 --opt muon",
+}
+_ABLATIONS = {**_INITS, **_WIDTHS, **_GAMMAS, **_OTHERS}
+ARMS = {**_MAIN, **_STRUCTURE, **_ABLATIONS}
 
 
 @dataclass(frozen=True)
@@ -106,6 +135,7 @@ class Grid:
         arms: Those of `ARMS`.
         epochs: Lengths of fine-tuning.
         seeds: How many, `SWEEP_SEED` among them.
+        rates: Learning rates that every sweep has.
     """
 
     study: str
@@ -115,6 +145,7 @@ class Grid:
     arms: tuple[str, ...]
     epochs: tuple[int, ...]
     seeds: int
+    rates: tuple[float, ...] = RATES
 
     def missing(self, validation: Mapping[Cell, float]) -> Iterator[Cell]:
         """Give the cells that can be run now, in the order in which they should be.
@@ -134,39 +165,55 @@ class Grid:
 
     def _next(self, first: Cell, validation: Mapping[Cell, float]) -> Iterator[Cell]:
         """The sweep; once it is done, the seeds at the rate it chose."""
-        sweep = first.at(swept(first, validation))
+        sweep = first.at(swept(first, self.rates, validation))
         yield from sweep
         if all(cell in validation for cell in sweep):
-            best = best_rate(first, validation)
+            best = best_rate(first, self.rates, validation)
             for seed in range(self.seeds):
                 yield replace(first, lr=best, seed=seed)
 
 
-def swept(cell: Cell, validation: Mapping[Cell, float]) -> tuple[float, ...]:
-    """Tell which rates a cell's sweep has: those of the grid, and one beyond it if that is best."""
-    known = {lr: validation.get(replace(cell, lr=lr, seed=SWEEP_SEED)) for lr in RATES}
-    if any(value is None for value in known.values()):
-        return RATES
-    best = max(RATES, key=lambda lr: known[lr] or 0.0)
-    below, above = BEYOND
-    return (
-        *((below,) if best == RATES[0] else ()),
-        *RATES,
-        *((above,) if best == RATES[-1] else ()),
-    )
+def swept(
+    first: Cell, rates: tuple[float, ...], validation: Mapping[Cell, float]
+) -> tuple[float, ...]:
+    """Tell which learning rates a sweep has, as far as is known yet.
+
+    Args:
+        first: Whose sweep it is.
+        rates: Those it begins with, neighbours on the `LADDER`.
+        validation: Accuracies of the cells that are done.
+
+    Returns:
+        Rates in order, more than at the beginning while the best one is an edge.
+    """
+    if any(cell not in validation for cell in first.at(rates)):
+        return rates
+    best = max(rates, key=lambda lr: validation[first.at([lr])[0]])
+    low, high = LADDER.index(rates[0]), LADDER.index(rates[-1])
+    if best == rates[0] and low > 0:
+        return swept(first, LADDER[low - 1 : high + 1], validation)
+    if best == rates[-1] and high < len(LADDER) - 1:
+        return swept(first, LADDER[low : high + 2], validation)
+    return rates
 
 
-def best_rate(cell: Cell, validation: Mapping[Cell, float]) -> float:
+def best_rate(first: Cell, rates: tuple[float, ...], validation: Mapping[Cell, float]) -> float:
     """Tell the rate of a finished sweep that is best on validation images, after the last epoch."""
-    rates = swept(cell, validation)
-    return max(rates, key=lambda lr: validation[replace(cell, lr=lr, seed=SWEEP_SEED)])
+    sweep = first.at(swept(first, rates, validation))
+    return max(sweep, key=lambda cell: validation[cell]).lr
 
 
 _REMOVED = (0.92, 0.985, 0.70, 0.95, 0.85)
+_TWO = ("fine-tuning", "fine-tuning + KD", "expanded", "expanded + KD")
+_FASHION = ("fashion-mnist", "test_resnet")
 GRIDS = {
-    "main": Grid("main", "fashion-mnist", "test_resnet", _REMOVED, tuple(ARMS), (8,), 5),
-    "mobilenet": Grid(
-        "mobilenet", "fashion-mnist", "mobilenetv2_050", _REMOVED, tuple(ARMS), (8,), 5
-    ),
-    "digits": Grid("digits", "digits", "test_resnet", (0.92, 0.70), tuple(ARMS), (8,), 3),
+    grid.study: grid
+    for grid in (
+        Grid("main", *_FASHION, _REMOVED, tuple(_MAIN), (8,), 5),
+        Grid("length", *_FASHION, (0.92, 0.985), _TWO, (3, 30), 3, (0.03, 0.1)),
+        Grid("structure", *_FASHION, _REMOVED, tuple(_STRUCTURE), (8,), 5),
+        Grid("ablation", *_FASHION, (0.985, 0.92), tuple(_ABLATIONS), (8,), 3, (0.03, 0.1)),
+        Grid("mobilenet", "fashion-mnist", "mobilenetv2_050", (0.92, 0.70), _TWO, (8,), 5),
+        Grid("digits", "digits", "test_resnet", (0.92, 0.70), tuple(_MAIN), (8,), 3),
+    )
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -24,12 +24,39 @@ from timm_linop.plots.canvas import (
     save,
 )
 
-_COLOURS = (BLUE, SKY, GREEN, PINK, ORANGE, YELLOW, GREY, "#000000")
-# Rows of one arm at one place of a grid, at the rate its sweep chose, by seed.
-Seeds = Mapping[int, Row]
+_COLOURS = (BLUE, SKY, GREEN, PINK, ORANGE, YELLOW, GREY, "#000000", "#A0522D")
+PLAIN, TAUGHT = "fine-tuning", "fine-tuning + KD"
 
 
-def chosen(rows: Sequence[Row], grid: Grid, removed: float, arm: str, epochs: int) -> Seeds:
+def report(rows: Sequence[Row], grid: Grid) -> str:
+    """Lay out all tables of a grid.
+
+    Args:
+        rows: Those of the CSV.
+        grid: What to show.
+
+    Returns:
+        Markdown, a part a length of fine-tuning.
+    """
+    parts = []
+    for epochs in grid.epochs:
+        parts += [
+            f"### {grid.data}, {grid.model}, {epochs} epochs",
+            f"Test accuracy after the last epoch:\n\n{accuracies(rows, grid, epochs)}",
+            f"After the best epoch:\n\n{accuracies(rows, grid, epochs, best=True)}",
+        ]
+        for against in (each for each in (PLAIN, TAUGHT) if each in grid.arms):
+            told = differences(rows, grid, epochs, against)
+            parts.append(f"Paired differences to {against}, points:\n\n{told}")
+        for removed in sorted(grid.removed):
+            told = sweep(rows, grid, removed, epochs)
+            parts.append(f"{100 * removed:g} % removed, validation accuracy by rate:\n\n{told}")
+    return "\n\n".join(parts)
+
+
+def chosen(
+    rows: Sequence[Row], grid: Grid, removed: float, arm: str, epochs: int
+) -> Mapping[int, Row]:
     """Pick an arm's rows at the learning rate that its sweep chose.
 
     Args:
@@ -44,11 +71,11 @@ def chosen(rows: Sequence[Row], grid: Grid, removed: float, arm: str, epochs: in
     """
     validation = {row.cell: row.validation for row in rows}
     first = grid.first(removed, arm, epochs)
-    rates = swept(first, validation)
+    rates = swept(first, grid.rates, validation)
     if any(cell not in validation for cell in first.at(rates)):
         return {}
-    same = replace(first, lr=best_rate(first, validation))
-    return {row.seed: row for row in rows if replace(row.cell, seed=same.seed) == same}
+    best = replace(first, lr=best_rate(first, grid.rates, validation))
+    return {row.seed: row for row in rows if replace(row.cell, seed=best.seed) == best}
 
 
 def accuracies(rows: Sequence[Row], grid: Grid, epochs: int, *, best: bool = False) -> str:
@@ -63,38 +90,43 @@ def accuracies(rows: Sequence[Row], grid: Grid, epochs: int, *, best: bool = Fal
     Returns:
         Markdown; mean and standard deviation over seeds, and how many where some are missing.
     """
-
-    def cell(seeds: Seeds) -> str:
-        values = [row.best_test if best else row.test for row in seeds.values()]
-        if not values:
-            return ""
-        spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-        short = f" ({len(values)})" if len(values) < grid.seeds else ""
-        return f"{fmean(values):.1f}{spread}{short}"
-
-    def before(what: str) -> list[str]:
-        found = (_networks(rows, grid, removed) for removed in sorted(grid.removed))
-        return [f"{fmean(v):.1f}" if (v := [getattr(r, what) for r in f]) else "" for f in found]
-
-    lines = _laid_out(rows, grid, epochs, cell, grid.arms)
-    lines[2:2] = [
-        f"| {told} | {' | '.join(before(what))} |"
-        for told, what in (("dense", "dense"), ("pruned, not trained", "pruned"))
-    ]
+    shares, column = sorted(grid.removed), "best_test" if best else "test"
+    lines = _head("arm", (f"{100 * share:g} %" for share in shares))
+    for name, before in (("dense", "dense"), ("pruned, not trained", "pruned")):
+        networks = [_networks(rows, grid, share) for share in shares]
+        lines.append(_line(name, (_spread(found, before, grid.seeds) for found in networks)))
+    for arm in grid.arms:
+        found = [list(chosen(rows, grid, share, arm, epochs).values()) for share in shares]
+        if any(found):
+            lines.append(_line(arm, (_spread(each, column, grid.seeds) for each in found)))
     return "\n".join(lines)
 
 
-def rates(rows: Sequence[Row], grid: Grid, epochs: int) -> str:
-    """Lay out the learning rates that validation images chose."""
+def sweep(rows: Sequence[Row], grid: Grid, removed: float, epochs: int) -> str:
+    """Lay out the sweeps of all arms: validation accuracy by learning rate, the best one bold.
 
-    def cell(seeds: Seeds) -> str:
-        return f"{next(iter(seeds.values())).lr:g}" if seeds else ""
-
-    return "\n".join(_laid_out(rows, grid, epochs, cell, grid.arms))
+    Args:
+        rows: Those of the CSV.
+        grid: What to show.
+        removed: Share of weights removed.
+        epochs: Length of fine-tuning.
+    """
+    found: dict[str, dict[float, float]] = {}
+    for arm in grid.arms:
+        first = grid.first(removed, arm, epochs)
+        own = (row for row in rows if replace(row.cell, lr=first.lr) == first)
+        found[arm] = {row.lr: row.validation for row in own}
+    tried = sorted({lr for values in found.values() for lr in values})
+    lines = _head("arm", (f"{lr:g}" for lr in tried))
+    for arm, values in found.items():
+        best = max(values.values(), default=0.0)
+        told = {lr: f"**{v:.1f}**" if v == best else f"{v:.1f}" for lr, v in values.items()}
+        lines.append(_line(arm, (told.get(lr, "") for lr in tried)))
+    return "\n".join(lines)
 
 
 def differences(rows: Sequence[Row], grid: Grid, epochs: int, against: str) -> str:
-    """Lay out paired differences to an arm, with 95 % t intervals over the seeds that both have.
+    """Lay out paired differences to an arm; those whose interval is clear of zero are bold.
 
     Args:
         rows: Those of the CSV.
@@ -102,14 +134,12 @@ def differences(rows: Sequence[Row], grid: Grid, epochs: int, against: str) -> s
         epochs: Length of fine-tuning.
         against: The arm that is subtracted.
     """
-    lines = [_head(grid, f"minus {against}"), _rule(grid)]
+    shares = sorted(grid.removed)
+    lines = _head("arm", (f"{100 * share:g} %" for share in shares))
     for arm in (arm for arm in grid.arms if arm != against):
-        cells = []
-        for removed in sorted(grid.removed):
-            found = difference(rows, grid, removed, epochs, arm, against)
-            cells.append("" if found is None else _interval(found))
-        if any(cells):
-            lines.append(f"| {arm} | {' | '.join(cells)} |")
+        found = [difference(rows, grid, share, epochs, arm, against) for share in shares]
+        if any(found):
+            lines.append(_line(arm, map(_interval, found)))
     return "\n".join(lines)
 
 
@@ -127,7 +157,8 @@ def difference(
         against: The other, which is subtracted.
 
     Returns:
-        Mean difference of test accuracies in points, and its 95 % interval; None below two seeds.
+        Mean difference of test accuracies after the last epoch in points, and its 95 % interval;
+        None below two seeds that both have.
     """
     own, other = (chosen(rows, grid, removed, each, epochs) for each in (arm, against))
     seeds = sorted(own.keys() & other.keys())
@@ -138,68 +169,62 @@ def difference(
     return fmean(pairs[0]) - fmean(pairs[1]), float(interval.low), float(interval.high)
 
 
-def _interval(found: tuple[float, float, float]) -> str:
+def _interval(found: tuple[float, float, float] | None) -> str:
+    if found is None:
+        return ""
     mean, low, high = found
-    clear = "**" if low > 0 or high < 0 else ""
-    return f"{clear}{mean:+.2f}{clear} [{low:+.2f}, {high:+.2f}]"
+    told = f"**{mean:+.2f}**" if low > 0 or high < 0 else f"{mean:+.2f}"
+    return f"{told} [{low:+.2f}, {high:+.2f}]"
+
+
+def _spread(rows: Sequence[Row], column: str, seeds: int) -> str:
+    values = [getattr(row, column) for row in rows]
+    if not values:
+        return ""
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{fmean(values):.1f}{spread}" + (f" ({len(values)})" if len(values) < seeds else "")
 
 
 def _networks(rows: Sequence[Row], grid: Grid, removed: float) -> list[Row]:
-    """One row a seed: all rows of a slim network tell of the same ones before fine-tuning."""
-    same = [r for r in rows if (r.study, r.model, r.removed) == (grid.study, grid.model, removed)]
-    return list({row.seed: row for row in same}.values())
+    """One row a seed: all rows of a slim network tell the same of it before fine-tuning."""
+    same = (grid.data, grid.model, removed)
+    return list({r.seed: r for r in rows if (r.data, r.model, r.removed) == same}.values())
 
 
-def _laid_out(
-    rows: Sequence[Row],
-    grid: Grid,
-    epochs: int,
-    cell: Callable[[Seeds], str],
-    arms: Sequence[str],
-) -> list[str]:
-    lines = [_head(grid, "arm"), _rule(grid)]
-    for arm in arms:
-        found = (chosen(rows, grid, removed, arm, epochs) for removed in sorted(grid.removed))
-        lines.append(f"| {arm} | {' | '.join(map(cell, found))} |")
-    return lines
+def _head(first: str, columns: Iterable[str]) -> list[str]:
+    names = [first, *columns]
+    return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
 
 
-def _head(grid: Grid, first: str) -> str:
-    shares = (f"{100 * removed:g} %" for removed in sorted(grid.removed))
-    return f"| {first} | {' | '.join(shares)} |"
+def _line(first: str, cells: Iterable[str]) -> str:
+    return f"| {' | '.join((first, *cells))} |"
 
 
-def _rule(grid: Grid) -> str:
-    return "|---" * (len(grid.removed) + 1) + "|"
-
-
-def figure(rows: Sequence[Row], grid: Grid, epochs: int, against: str, path: Path) -> None:
-    """Draw accuracies against weights removed, and below the paired differences to an arm.
+def figure(rows: Sequence[Row], grid: Grid, epochs: int, path: Path) -> None:
+    """Draw accuracies against weights removed, and below the paired differences to fine-tuning.
 
     Args:
         rows: Those of the CSV.
         grid: What to draw.
         epochs: Length of fine-tuning.
-        against: The arm that is subtracted.
         path: Where the PNG goes.
     """
     drawn = new_figure(6.4, 7.2)
     above, below = (new_axes(drawn, "y", 1, place, 2) for place in (1, 2))
     below.axhline(0, color=GREY, linewidth=0.8)
-    places = sorted(grid.removed)
-    for nth, arm in enumerate(grid.arms):
-        colour = _COLOURS[nth % len(_COLOURS)]
-        found = [chosen(rows, grid, removed, arm, epochs) for removed in places]
-        values = [fmean(r.test for r in f.values()) if f else math.nan for f in found]
-        above.plot([100 * p for p in places], values, "o-", color=colour, markersize=3, label=arm)
-        spans = [difference(rows, grid, p, epochs, arm, against) for p in places]
-        known = [(p, s) for p, s in zip(places, spans, strict=True) if s is not None]
-        if known and arm != against:
-            shifted = [100 * p + 0.15 * (nth - len(grid.arms) / 2) for p, _ in known]
-            means = [mean for _, (mean, _, _) in known]
-            errors = [[m - low for _, (m, low, _) in known], [h - m for _, (m, _, h) in known]]
-            below.errorbar(shifted, means, errors, fmt="o", color=colour, markersize=3, capsize=2)
+    shares = sorted(grid.removed)
+    for nth, (arm, colour) in enumerate(zip(grid.arms, _COLOURS, strict=False)):
+        found = [chosen(rows, grid, share, arm, epochs) for share in shares]
+        means = [fmean(r.test for r in seeds.values()) if seeds else math.nan for seeds in found]
+        above.plot([100 * s for s in shares], means, "o-", color=colour, markersize=3, label=arm)
+        spans = [difference(rows, grid, share, epochs, arm, PLAIN) for share in shares]
+        known = [(s, span) for s, span in zip(shares, spans, strict=True) if span is not None]
+        if known and arm != PLAIN:
+            places = [100 * share + 0.15 * (nth - len(grid.arms) / 2) for share, _ in known]
+            middle = [mean for _, (mean, _, _) in known]
+            reach = [[m - low for _, (m, low, _) in known], [h - m for _, (m, _, h) in known]]
+            below.errorbar(places, middle, reach, fmt="o", color=colour, markersize=3, capsize=2)
     above.set(ylabel="test accuracy (%)")
-    below.set(xlabel="weights removed (%)", ylabel=f"minus {against} (points)")
+    below.set(xlabel="weights removed (%)", ylabel=f"minus {PLAIN} (points)")
     drawn.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     save(drawn, path)

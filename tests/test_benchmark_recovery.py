@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fashion import Score
-from benchmarks.recovery_plan import ARMS, BEYOND, GRIDS, RATES, Cell, Grid, Row, best_rate
-from benchmarks.recovery_summary import accuracies, difference, differences, rates
+from benchmarks.recovery_plan import ARMS, GRIDS, LADDER, RATES, Cell, Grid, Row, best_rate
+from benchmarks.recovery_summary import accuracies, difference, differences, sweep
 from timm_linop.flags import parse
 from timm_linop.recipe import Recipe
 
@@ -51,12 +51,14 @@ def test_each_arm_is_swept_then_its_best_rate_runs_on_all_seeds() -> None:
     assert all(found == ({0, 1, 2} if key[2] == 0.03 else {0}) for key, found in seeds.items())
 
 
-@pytest.mark.parametrize("edge, beyond", [(RATES[0], BEYOND[0]), (RATES[-1], BEYOND[1])])
-def test_a_sweep_whose_best_rate_is_an_edge_goes_one_beyond(edge: float, beyond: float) -> None:
-    swept = {cell.lr for cell in carried_out(SMALL, peak_at(edge))}
-    assert swept == {*RATES, beyond}
-    validation = {cell: peak_at(beyond)(cell) for cell in carried_out(SMALL, peak_at(beyond))}
-    assert best_rate(SMALL.first(0.7, "expanded", 2), validation) == beyond
+@pytest.mark.parametrize("best", LADDER)
+def test_a_sweep_goes_on_until_its_best_rate_is_no_edge(best: float) -> None:
+    cells = carried_out(SMALL, peak_at(best))
+    tried, place = {cell.lr for cell in cells}, LADDER.index(best)
+    assert set(RATES) | set(LADDER[max(place - 1, 0) : place + 2]) >= tried
+    assert tried >= {*RATES, *LADDER[max(place - 1, 0) : place + 2]}
+    validation = {cell: peak_at(best)(cell) for cell in cells}
+    assert best_rate(SMALL.first(0.7, "expanded", 2), RATES, validation) == best
 
 
 def test_every_arm_is_flags_of_train_py_and_no_two_are_alike() -> None:
@@ -82,11 +84,13 @@ def test_tables_show_the_chosen_rate_and_say_which_seeds_are_missing() -> None:
     rows = rows_of(SMALL, 0.03, lambda c: 80.0 + c.seed if c.lr == 0.03 else 99.0)
     assert "| expanded | 81.0 ± 1.0 | 81.0 ± 1.0 |" in accuracies(rows, SMALL, 2)
     assert "| expanded | 80.0 ± 1.0 | 80.0 ± 1.0 |" in accuracies(rows, SMALL, 2, best=True)
-    assert "| expanded | 0.03 | 0.03 |" in rates(rows, SMALL, 2)
+    swept = {lr: f"{row.validation:.1f}" for row in rows for lr in [row.lr]}
+    told = " | ".join(f"**{v}**" if lr == 0.03 else v for lr, v in sorted(swept.items()))
+    assert f"| expanded | {told} |" in sweep(rows, SMALL, 0.7, 2)
     cut = [r for r in rows if not (r.removed == 0.9 and r.arm == "expanded" and r.seed == 2)]
     assert "| expanded | 81.0 ± 1.0 | 80.5 ± 0.7 (2) |" in accuracies(cut, SMALL, 2)
     unswept = [r for r in rows if r.lr != 0.1]
-    assert "| expanded |  |  |" in accuracies(unswept, SMALL, 2)
+    assert "| expanded |" not in accuracies(unswept, SMALL, 2)
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "recovery.md"
