@@ -187,14 +187,13 @@ def _quiet_worker() -> None:
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - to the end
 
 
-def _summarise(grids: Sequence[Grid], output: Path) -> None:
+def _summarise(names: Sequence[str], output: Path) -> None:
     rows = read_rows(output, Row)
-    for grid in grids:
-        own = [row for row in rows if row.study == grid.study]
-        if own:
-            print(report(own, grid))
-        for epochs in {row.epochs for row in own}:
-            figure(own, grid, epochs, output.with_name(f"recovery_{grid.study}_{epochs}.png"))
+    for name in names:
+        print(report(rows, GRIDS[name]))
+        for epochs in GRIDS[name].epochs:
+            path = output.with_name(f"recovery_{name}_{epochs}.png")
+            figure(rows, GRIDS[name], epochs, path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -207,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--summary", action="store_true", help="print tables, draw figures")
     args = parser.parse_args(arguments)
     if args.summary:
-        _summarise([GRIDS[name] for name in args.study], args.output)
+        _summarise(args.study, args.output)
         return 0
     torch.set_num_threads(1)
     run([GRIDS[name] for name in args.study], args.output, args.budget, args.workers)

@@ -65,7 +65,6 @@ class Cell:
     """One fine-tuning.
 
     Attributes:
-        study: Which grid it belongs to.
         data: Images, one of `fashion.SOURCES`.
         model: timm architecture.
         removed: Share of its weights that pruning took.
@@ -75,7 +74,6 @@ class Cell:
         seed: Of the dense network, of pruning, of new weights and factors, of the batches.
     """
 
-    study: str
     data: str
     model: str
     removed: float
@@ -128,7 +126,6 @@ class Grid:
     """Arms at shares of weights removed, over lengths and seeds.
 
     Attributes:
-        study: Its name.
         data: Images, one of `fashion.SOURCES`.
         model: timm architecture.
         removed: Shares of weights removed, the most telling first.
@@ -138,7 +135,6 @@ class Grid:
         rates: Learning rates that every sweep has.
     """
 
-    study: str
     data: str
     model: str
     removed: tuple[float, ...]
@@ -161,7 +157,7 @@ class Grid:
 
     def first(self, removed: float, arm: str, epochs: int) -> Cell:
         """The cell of one sweep, its rate still open."""
-        return Cell(self.study, self.data, self.model, removed, arm, epochs, 0.0, SWEEP_SEED)
+        return Cell(self.data, self.model, removed, arm, epochs, 0.0, SWEEP_SEED)
 
     def _next(self, first: Cell, validation: Mapping[Cell, float]) -> Iterator[Cell]:
         """The sweep; once it is done, the seeds at the rate it chose."""
@@ -206,14 +202,12 @@ def best_rate(first: Cell, rates: tuple[float, ...], validation: Mapping[Cell, f
 _REMOVED = (0.92, 0.985, 0.70, 0.95, 0.85)
 _TWO = ("fine-tuning", "fine-tuning + KD", "expanded", "expanded + KD")
 _FASHION = ("fashion-mnist", "test_resnet")
+# A cell that stands in several of them is run once.
 GRIDS = {
-    grid.study: grid
-    for grid in (
-        Grid("main", *_FASHION, _REMOVED, tuple(_MAIN), (8,), 5),
-        Grid("length", *_FASHION, (0.92, 0.985), _TWO, (3, 30), 3, (0.03, 0.1)),
-        Grid("structure", *_FASHION, _REMOVED, tuple(_STRUCTURE), (8,), 5),
-        Grid("ablation", *_FASHION, (0.985, 0.92), tuple(_ABLATIONS), (8,), 3, (0.03, 0.1)),
-        Grid("mobilenet", "fashion-mnist", "mobilenetv2_050", (0.92, 0.70), _TWO, (8,), 5),
-        Grid("digits", "digits", "test_resnet", (0.92, 0.70), tuple(_MAIN), (8,), 3),
-    )
+    "main": Grid(*_FASHION, _REMOVED, tuple(_MAIN), (8,), 5),
+    "length": Grid(*_FASHION, (0.92, 0.985), _TWO, (3, 30), 3, (0.03, 0.1)),
+    "structure": Grid(*_FASHION, _REMOVED, tuple(_STRUCTURE), (8,), 5),
+    "ablation": Grid(*_FASHION, (0.985, 0.92), (*_TWO, *_ABLATIONS), (8,), 3, (0.03, 0.1)),
+    "mobilenet": Grid("fashion-mnist", "mobilenetv2_050", (0.92, 0.70), _TWO, (8,), 5),
+    "digits": Grid("digits", "test_resnet", (0.92, 0.70), tuple(_MAIN), (8,), 3),
 }

@@ -15,7 +15,7 @@ from benchmarks.recovery_summary import accuracies, difference, differences, swe
 from timm_linop.flags import parse
 from timm_linop.recipe import Recipe
 
-SMALL = Grid("small", "digits", "test_resnet", (0.7, 0.9), ("fine-tuning", "expanded"), (2,), 3)
+SMALL = Grid("digits", "test_resnet", (0.7, 0.9), ("fine-tuning", "expanded"), (2,), 3)
 
 
 def carried_out(grid: Grid, reached: Callable[[Cell], float]) -> list[Cell]:
