@@ -203,11 +203,13 @@ _REMOVED = (0.92, 0.985, 0.70, 0.95, 0.85)
 _FASHION = ("fashion-mnist", "test_resnet")
 # A cell that stands in several of them is run once.
 GRIDS = {
-    "main": Grid(*_FASHION, _REMOVED, (*_TWICE, *_MUON), (8,), 5),
+    "main": Grid(*_FASHION, _REMOVED, tuple(_TWICE), (8,), 5),
     "paper": Grid(*_FASHION, _REMOVED, tuple(_SIMILARITY), (8,), 5),
     "length": Grid(*_FASHION, (0.92, 0.985), tuple(_TWICE), (3, 30), 3, (0.03, 0.1)),
     "structure": Grid(*_FASHION, _REMOVED, tuple(_STRUCTURE), (8,), 5),
-    "ablation": Grid(*_FASHION, (0.985, 0.92), (*_TWICE, *_ABLATIONS), (8,), 3, (0.03, 0.1)),
+    "ablation": Grid(
+        *_FASHION, (0.985, 0.92), (*_TWICE, *_MUON, *_ABLATIONS), (8,), 3, (0.03, 0.1)
+    ),
     "mobilenet": Grid("fashion-mnist", "mobilenetv2_050", (0.92, 0.70), tuple(_TWICE), (8,), 5),
     "digits": Grid("digits", "mobilenetv2_050", (0.92, 0.70), tuple(_TWICE), (8,), 3),
 }

@@ -27,7 +27,7 @@ def number(text: str, part: str) -> int:
 
 
 def test_numbers_are_those_of_the_run(names: tuple[str, str], tmp_path: Path) -> None:
-    distill = DistillConfig(names[0], pairs=("last",))
+    distill = DistillConfig(names[0], gamma=3000, pairs=("last",))
     compute = ComputeConfig(grad_accum_steps=2)
     recipe = recipe_of(names[1], tmp_path, distill=distill, compute=compute)
     trainer = trainer_of(recipe)
@@ -60,7 +60,7 @@ def test_memory_of_the_optimiser_is_seen_not_guessed() -> None:
 def test_activations_shrink_when_they_are_computed_twice(
     names: tuple[str, str], tmp_path: Path
 ) -> None:
-    recipe = recipe_of(names[1], tmp_path, distill=DistillConfig(names[0]))
+    recipe = recipe_of(names[1], tmp_path, distill=DistillConfig(names[0], gamma=3000))
     trainer = trainer_of(recipe)
     images = next(iter(trainer.batches))[0]
     once = dry_run._kept_for_backward(trainer.model, images)

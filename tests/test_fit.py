@@ -39,7 +39,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def linop(names: tuple[str, str], folder: Path) -> Recipe:
     """LinOP with both distillations."""
     teacher, pruned = names
-    distill = DistillConfig(teacher, kd_weight=0.5)
+    distill = DistillConfig(teacher, gamma=3000, kd_weight=0.5)
     return recipe_of(pruned, folder / "run", distill=distill, optim=OptimConfig(lr=0.005))
 
 
@@ -202,7 +202,9 @@ def test_another_architecture_teaches_by_stages(names: tuple[str, str], tmp_path
     torch.manual_seed(0)
     other = timm.create_model("test_resnet", in_chans=1, num_classes=10)
     timm_linop.save(other, tmp_path / "other")
-    distill = DistillConfig(f"local-dir:{tmp_path}/other", pairs=("stages",), teacher_img_size=48)
+    distill = DistillConfig(
+        f"local-dir:{tmp_path}/other", gamma=1, pairs=("stages",), teacher_img_size=48
+    )
     trainer = trainer_of(recipe_of(names[1], tmp_path / "run", distill=distill))
     assert trainer.objective.taps[1].names == {
         "stages.0": "layer1",

@@ -302,7 +302,7 @@ def test_the_first_stage_mixes_for_both_and_weighs_the_task(start: Path, tmp_pat
 
 
 def test_an_average_takes_the_weights_place_and_chains_stay(start: Path, tmp_path: Path) -> None:
-    distill = DistillConfig(f"local-dir:{start}/dense", kd_weight=0.7)
+    distill = DistillConfig(f"local-dir:{start}/dense", gamma=3000, kd_weight=0.7)
     optim = OptimConfig(model_ema=True, model_ema_decay=0.5)
     recipe = recipe_of(
         f"{start}/pruned",

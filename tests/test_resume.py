@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 FLAGS = ["--img-size", "32", "--crop-pct", "1.0", "--epochs", "6", "--batch-size", "100"]
 # All that draws: dropout, mixup, augmentation; a moving average, and accumulated gradients.
 FLAGS += ["--drop", "0.2", "--mixup", "0.2", "--model-ema", "--checkpoint-every", "2"]
-FLAGS += ["--grad-accum-steps", "2"]
+FLAGS += ["--grad-accum-steps", "2", "--gamma", "3000"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 

@@ -165,7 +165,7 @@ REFUSED = {
         ["--pruned", "no/such", "--gamma", "0"],
         "CheckpointError: no/such does not exist; check the path",
     ),
-    "teacher missing": (["--pruned", "PRUNED"], "RecipeError: gamma=3000 needs a teacher"),
+    "teacher missing": (["--pruned", "PRUNED"], "RecipeError: kd_weight=1 needs a teacher"),
     "rate below 1": (["--pruned", "PRUNED", "--gamma", "0", "--rate", "0.5"], "rate=0.5"),
     "unknown init": (["--pruned", "PRUNED", "--gamma", "0", "--init", "zeros"], "init='zeros'"),
     "unknown layer": (

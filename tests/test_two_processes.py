@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # test_convnext has no batch statistics; 1,000 images make 10 batches of 100 or 20 of 50.
 FLAGS = ["--img-size", "32", "--crop-pct", "1.0", "--hflip", "0.5", "--epochs", "2", "--lr", "0.01"]
-FLAGS += ["--sub-batch", "25", "--kd-weight", "0.5"]
+FLAGS += ["--sub-batch", "25", "--gamma", "3000", "--kd-weight", "0.5"]
 
 
 def train(argv: list[str], processes: int) -> None:

@@ -50,7 +50,7 @@ class Objective:
     def __init__(self, student: Any, teacher: Teacher | None, recipe: Recipe) -> None:
         distill = recipe.distill
         self.teacher = teacher
-        self.gamma, self.kd_weight = distill.gamma or 0.0, distill.kd_weight
+        self.gamma, self.kd_weight = distill.gamma or 0.0, distill.kd_weight or 0.0
         self.task_weight, self.temperature = distill.task_weight, distill.kd_temperature
         self.criterion: nn.Module = make_criterion(recipe.optim)
         self.similarity = SimilarityPreservingLoss(

@@ -81,17 +81,15 @@ class Recipe:
             >>> Recipe(ModelConfig(pruned="runs/pruned")).effective()
             Traceback (most recent call last):
             ...
-            timm_linop.errors.RecipeError: gamma=3000 needs a teacher (distillation is ...
+            timm_linop.errors.RecipeError: kd_weight=1 needs a teacher (distillation is ...
         """
-        slim, evaluated = self.model.pruned is not None, self.watch.eval_only is not None
-        rate, gamma = self.expand.rate, self.distill.gamma
-        rate = (3 if slim else 0) if rate is None and not evaluated else rate or 0
-        gamma = (3000 if slim else 0) if gamma is None and not evaluated else gamma or 0
+        evaluated = self.watch.eval_only is not None
+        slim = self.model.pruned is not None and not evaluated
         output = self.run.output or (None if evaluated else "runs/slim")
         filled = replace(
             self,
-            expand=replace(self.expand, rate=rate),
-            distill=replace(self.distill, gamma=gamma),
+            expand=self.expand.effective(slim),
+            distill=self.distill.effective(slim),
             schedule=self.schedule.effective(),
             run=replace(self.run, output=output),
         )
@@ -128,7 +126,7 @@ class Recipe:
         if wanted and not distill.teacher:
             raise RecipeError(
                 f"{wanted} needs a teacher (distillation is the default with --pruned); name the "
-                "dense model with --teacher, or pass --gamma 0 to train without one."
+                "dense model with --teacher, or pass --kd-weight 0 --gamma 0 to train without one."
             )
 
     def _check_refinement(self) -> None:
@@ -161,8 +159,8 @@ class Recipe:
         for name, value in (("lr", self.optim.lr), ("kd_temperature", distill.kd_temperature)):
             if value <= 0:
                 raise RecipeError(f"{name}={value:g}: it must be above 0.")
-        weights = {"task_weight": distill.task_weight, "kd_weight": distill.kd_weight}
-        for name, value in {**weights, "gamma": distill.gamma or 0}.items():
+        for name in ("task_weight", "kd_weight", "gamma"):
+            value = getattr(distill, name)
             if value < 0:
                 raise RecipeError(f"{name}={value:g}: it must not be below 0.")
         if not distill.task_weight and not distill.asked:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -76,6 +76,15 @@ class ExpandConfig:
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
 
+    def effective(self, slim: bool) -> ExpandConfig:
+        """Fill the rate: a slim model that is trained is expanded unless the user says otherwise.
+
+        Example:
+            >>> ExpandConfig().effective(slim=True).rate
+            3
+        """
+        return replace(self, rate=(3 if slim else 0) if self.rate is None else self.rate)
+
 
 @dataclass(frozen=True)
 class DistillConfig:
@@ -83,14 +92,15 @@ class DistillConfig:
 
     Attributes:
         teacher: Dense teacher: a timm name, local-dir:FOLDER or hf-hub:user/repo.
-        gamma: Weight of the similarity-preserving loss; 0 leaves it out. None is 3000 with
-            --pruned, else 0.
+        gamma: Weight of the similarity-preserving loss (the paper's is 3000); 0 leaves it out.
+            None is 0.
         pairs: Layers to compare: all, blocks, stages, last, or layer names; student=teacher
             where the two differ.
         reduction: mean or sum over the pairs.
         sub_batch: Images per Gram matrix, at most.
         task_weight: Weight of the task's own loss beside them.
-        kd_weight: Weight of the distillation of logits (Hinton et al. 2015); 0 leaves it out.
+        kd_weight: Weight of the distillation of logits (Hinton et al. 2015); 0 leaves it out. None
+            is 1 with --pruned where no gamma is given either, else 0.
         kd_temperature: Its temperature.
         teacher_img_size: Image size the teacher sees, in pixels; None is the student's, or the
             teacher's own where that cannot be changed.
@@ -102,9 +112,22 @@ class DistillConfig:
     reduction: str = "mean"
     sub_batch: int = 32
     task_weight: float = 1.0
-    kd_weight: float = 0.0
+    kd_weight: float | None = None
     kd_temperature: float = 4.0
     teacher_img_size: int | None = None
+
+    def effective(self, slim: bool) -> DistillConfig:
+        """Fill the weights: unless told otherwise, a slim model follows its teacher's logits.
+
+        Example:
+            >>> DistillConfig().effective(slim=True).kd_weight
+            1.0
+            >>> DistillConfig(gamma=3000).effective(slim=True).kd_weight
+            0.0
+        """
+        follows = slim and self.gamma is None and self.kd_weight is None
+        kd_weight = (1.0 if follows else 0.0) if self.kd_weight is None else self.kd_weight
+        return replace(self, gamma=self.gamma or 0.0, kd_weight=kd_weight)
 
     @property
     def asked(self) -> str | None:
