@@ -39,7 +39,7 @@ launch("train.py", *dense.split(), "--output", "runs/example/dense")
 # TPP takes channels apart from the others while it trains, until 85% of the weights can go.
 tpp = "--method tpp --target-params 0.15 --round-to 1 --epochs 8"
 launch("prune.py", "--weights", "runs/example/dense", *tpp.split(), "--output", "runs/example/tpp")
-# The slim network as its exact wide twin, taught layer by layer; contracted at the end.
+# Its exact wide twin, which follows the dense network's logits; contracted at the end.
 linop = "--teacher local-dir:runs/example/dense --epochs 12 --warmup-epochs 1 --lr 0.01"
 launch("train.py", "--pruned", "runs/example/tpp", *linop.split(), "--output", "runs/example/slim")
 

@@ -56,11 +56,12 @@ def accuracy_of(folder: Path) -> float:
 
 ARMS = {
     "vanilla": ["--rate", "0", "--gamma", "0"],
-    "distilled": ["--rate", "0", "--teacher", "DENSE"],
+    "distilled": ["--rate", "0", "--gamma", "3000", "--teacher", "DENSE"],
     "expanded": ["--gamma", "0"],
-    "linop": ["--teacher", "DENSE"],
+    "linop": ["--gamma", "3000", "--teacher", "DENSE"],
+    "expanded, KD": ["--teacher", "DENSE"],
     "scratch": ["--reinit", "--rate", "0", "--gamma", "0"],
-    "scratch, distilled": ["--reinit", "--rate", "0", "--teacher", "DENSE"],
+    "scratch, distilled": ["--reinit", "--rate", "0", "--gamma", "1", "--teacher", "DENSE"],
     "expandnets": ["--reinit", "--gamma", "0", "--init", "normal"],
 }
 
@@ -85,7 +86,8 @@ def test_every_arm_leaves_a_run_that_timm_reloads(
     metrics = list(csv.DictReader((output / "metrics.csv").open()))
     assert [row["epoch"] for row in metrics] == ["1"]
     with_teacher = "--teacher" in flags
-    assert (float(metrics[0]["sp_loss"]) > 0) == with_teacher
+    loss = "sp_loss" if "--gamma" in flags else "kd_loss"
+    assert (float(metrics[0][loss]) > 0) == with_teacher
     assert ("dense" in rows) == with_teacher
     assert ("pruned" in rows) == ("--reinit" not in flags)
     again = parse(Recipe, ["--config", str(output / "recipe.yaml")], "train.py")

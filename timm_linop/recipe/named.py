@@ -18,8 +18,9 @@ class NamedConfig:
     """Settings to begin with.
 
     Attributes:
-        recipe: Named recipe to begin with: paper-finetune, paper-scratch, curl-limited or quick;
-            --config and flags win over it, and its schedule is stretched to --epochs.
+        recipe: Named recipe to begin with: default (measured best), paper-finetune, paper-scratch,
+            curl-limited or quick; --config and flags win over it, and its schedule is stretched to
+            --epochs.
     """
 
     recipe: str | None = None
@@ -30,7 +31,7 @@ def recipe_names() -> list[str]:
 
     Example:
         >>> recipe_names()
-        ['curl-limited', 'paper-finetune', 'paper-scratch', 'quick']
+        ['curl-limited', 'default', 'paper-finetune', 'paper-scratch', 'quick']
     """
     files = (file.name for file in _FOLDER.iterdir())
     return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
