@@ -30,7 +30,7 @@ from torch import nn
 import timm_linop
 from benchmarks import fashion
 from benchmarks.recovery_plan import ARMS, GRIDS, NETWORKS, Cell, Grid, Row
-from benchmarks.recovery_summary import figure, report
+from benchmarks.recovery_summary import figure, finished, report
 from benchmarks.rows import append, read_rows
 from timm_linop.bench import count_macs, count_parameters
 from timm_linop.errors import TrainingError
@@ -187,13 +187,24 @@ def _quiet_worker() -> None:
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - to the end
 
 
-def _summarise(names: Sequence[str], output: Path) -> None:
+def tables(rows: Sequence[Row]) -> str:
+    """Lay out the tables of all grids that have a finished column, as docs/recovery.md ends.
+
+    Args:
+        rows: Those of the CSV.
+    """
+    begun = (grid for grid in GRIDS.values() if finished(rows, grid))
+    return "\n\n".join(report(rows, grid) for grid in begun)
+
+
+def _summarise(output: Path) -> None:
     rows = read_rows(output, Row)
-    for name in names:
-        print(report(rows, GRIDS[name]))
-        for epochs in GRIDS[name].epochs:
-            path = output.with_name(f"recovery_{name}_{epochs}.png")
-            figure(rows, GRIDS[name], epochs, path)
+    print(tables(rows))
+    for name, grid in GRIDS.items():
+        if finished(rows, grid):
+            for epochs in grid.epochs:
+                path = output.with_name(f"recovery_{name}_{epochs}.png")
+                figure(rows, grid, epochs, path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -206,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--summary", action="store_true", help="print tables, draw figures")
     args = parser.parse_args(arguments)
     if args.summary:
-        _summarise(args.study, args.output)
+        _summarise(args.output)
         return 0
     torch.set_num_threads(1)
     run([GRIDS[name] for name in args.study], args.output, args.budget, args.workers)

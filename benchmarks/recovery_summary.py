@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -48,10 +49,21 @@ def report(rows: Sequence[Row], grid: Grid) -> str:
         for against in (each for each in (PLAIN, TAUGHT) if each in grid.arms):
             told = differences(rows, grid, epochs, against)
             parts.append(f"Paired differences to {against}, points:\n\n{told}")
-        for removed in sorted(grid.removed):
+        for removed in (each for each in sorted(grid.removed) if _networks(rows, grid, each)):
             told = sweep(rows, grid, removed, epochs)
-            parts.append(f"{100 * removed:g} % removed, validation accuracy by rate:\n\n{told}")
+            parts.append(
+                f"{100 * removed:g} % removed, validation accuracy of seed 0 by learning rate:\n\n"
+                f"{told}"
+            )
     return "\n\n".join(parts)
+
+
+def finished(rows: Sequence[Row], grid: Grid) -> bool:
+    """Tell whether there is a column to show: one share of weights at which all arms are done."""
+    return any(
+        all(len(chosen(rows, grid, removed, arm, epochs)) == grid.seeds for arm in grid.arms)
+        for removed, epochs in product(grid.removed, grid.epochs)
+    )
 
 
 def chosen(

@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from benchmarks.fashion import Score
+from benchmarks.recovery import RESULTS, tables
 from benchmarks.recovery_plan import ARMS, GRIDS, LADDER, RATES, Cell, Grid, Row, best_rate
-from benchmarks.recovery_summary import accuracies, difference, differences, sweep
+from benchmarks.recovery_summary import accuracies, chosen, difference, differences, sweep
+from benchmarks.rows import read_rows
 from timm_linop.flags import parse
 from timm_linop.recipe import Recipe
 
@@ -93,4 +96,33 @@ def test_tables_show_the_chosen_rate_and_say_which_seeds_are_missing() -> None:
     assert "| expanded |" not in accuracies(unswept, SMALL, 2)
 
 
-PAGE = Path(__file__).parents[1] / "docs" / "recovery.md"
+ROOT = Path(__file__).parents[1]
+ROWS = read_rows(RESULTS, Row)
+
+
+def test_the_page_ends_with_the_tables_of_the_rows() -> None:
+    page = (ROOT / "docs" / "recovery.md").read_text(encoding="utf-8")
+    assert page.endswith(f"\n{tables(ROWS)}\n")
+
+
+def test_the_readme_holds_the_table_of_the_rows() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"\n{accuracies(ROWS, GRIDS['main'], 8)}\n" in readme
+
+
+def test_the_default_recipe_is_the_measured_best() -> None:
+    """Of the shares at which all arms are done, from 92 % on, by the mean over shares and seeds."""
+    grid = GRIDS["main"]
+    found = {
+        share: {arm: list(chosen(ROWS, grid, share, arm, 8).values()) for arm in grid.arms}
+        for share in grid.removed
+        if share >= 0.92
+    }
+    whole = [arms for arms in found.values() if all(len(r) == grid.seeds for r in arms.values())]
+    mean = {arm: fmean(row.test for arms in whole for row in arms[arm]) for arm in grid.arms}
+    best = ARMS[max(mean, key=lambda arm: mean[arm])]
+    start = ["--pruned", "slim", "--teacher", "dense"]
+    default = parse(Recipe, [*start, "--recipe", "default"], "train.py").effective()
+    measured = parse(Recipe, [*start, *best.split()], "train.py").effective()
+    assert (default.expand, default.distill) == (measured.expand, measured.distill)
+    assert (default.optim.opt, default.schedule.sched) == ("sgd", measured.schedule.sched)
