@@ -13,6 +13,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,6 +98,7 @@ def make_slim(data: str, dense: Path, removed: float, seed: int, folder: Path) -
 
 def _keep(model: nn.Module, folder: Path, test: float) -> None:
     draft = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(draft, ignore_errors=True)  # of a run that was stopped
     timm_linop.save(model, draft)
     (draft / ACCURACY).write_text(json.dumps({"test": test}))
     draft.rename(folder)

@@ -11,7 +11,7 @@ from statistics import fmean
 import pytest
 
 from benchmarks.fashion import Score
-from benchmarks.recovery import RESULTS, tables
+from benchmarks.recovery import RESULTS, run, tables
 from benchmarks.recovery_plan import ARMS, GRIDS, LADDER, RATES, Cell, Grid, Row, best_rate
 from benchmarks.recovery_summary import accuracies, chosen, difference, differences, sweep
 from benchmarks.rows import read_rows
@@ -94,6 +94,23 @@ def test_tables_show_the_chosen_rate_and_say_which_seeds_are_missing() -> None:
     assert "| expanded | 81.0 ± 1.0 | 80.5 ± 0.7 (2) |" in accuracies(cut, SMALL, 2)
     unswept = [r for r in rows if r.lr != 0.1]
     assert "| expanded |" not in accuracies(unswept, SMALL, 2)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_taken_up_again_does_what_is_missing_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where its networks go
+    grid = Grid("digits", "test_resnet", (0.7,), ("fine-tuning + KD",), (2,), 1, (0.03, 0.1))
+    run([grid], tmp_path / "rows.csv", math.inf, 1)
+    rows = read_rows(tmp_path / "rows.csv", Row)
+    assert not list(grid.missing({row.cell: row.validation for row in rows}))
+    assert max(row.test for row in rows) > 50 and len({row.dense for row in rows}) == 1
+    lines = (tmp_path / "rows.csv").read_text().splitlines()
+    (tmp_path / "rows.csv").write_text("\n".join(lines[:-1]) + "\n")
+    run([grid], tmp_path / "rows.csv", math.inf, 2)
+    again = read_rows(tmp_path / "rows.csv", Row)
+    assert [replace(row, seconds=0.0) for row in again] == [replace(r, seconds=0.0) for r in rows]
 
 
 ROOT = Path(__file__).parents[1]
