@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from itertools import cycle
 
 import pytest
 import timm
@@ -16,16 +16,34 @@ from timm_linop.errors import LinOPError, RecipeError
 SIZE = (3, 8, 8)
 
 
-class Sleepy(nn.Module):
-    """Sleeps a known time per forward pass, and notes how it was called."""
+class Clock:
+    """Stands until a test moves it: how long a busy machine sleeps is nobody's promise."""
 
-    def __init__(self, milliseconds: float) -> None:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock that latencies are read from."""
+    clock = Clock()
+    monkeypatch.setattr("timm_linop.bench.time.perf_counter", clock)
+    return clock
+
+
+class Timed(nn.Module):
+    """Takes known times, pass by pass and from the start again, and notes how it was called."""
+
+    def __init__(self, clock: Clock, *milliseconds: float) -> None:
         super().__init__()
-        self.milliseconds, self.calls = milliseconds, []
+        self.clock, self.milliseconds, self.calls = clock, cycle(milliseconds), []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.calls.append((self.training, torch.is_inference_mode_enabled(), images.shape))
-        time.sleep(self.milliseconds / 1e3)
+        self.clock.seconds += next(self.milliseconds) / 1e3
         return images
 
 
@@ -120,20 +138,25 @@ def test_the_mode_comes_back_after_a_crash():
     assert all(module.training for module in net.modules())
 
 
-def test_latency_is_per_image_and_in_milliseconds():
-    net = Sleepy(8)
-    assert 2.0 <= latency_ms(net, SIZE, batch_size=4, repeats=3, warmup=2) < 6.0
+def test_latency_is_per_image_and_in_milliseconds(clock):
+    net = Timed(clock, 8)
+    assert latency_ms(net, SIZE, batch_size=4, repeats=3, warmup=2) == pytest.approx(2)
     assert net.calls == [(False, True, (4, *SIZE))] * 5
 
 
-def test_models_are_timed_in_turns():
-    slow, fast, order = Sleepy(4), Sleepy(1), []
+def test_the_median_counts_and_the_warm_up_does_not(clock):
+    net = Timed(clock, 100, 1, 9, 3)
+    assert latency_ms(net, SIZE, batch_size=1, repeats=3, warmup=1) == pytest.approx(3)
+
+
+def test_models_are_timed_in_turns(clock):
+    slow, fast, order = Timed(clock, 4), Timed(clock, 1), []
     slow.register_forward_hook(lambda *_: order.append("slow"))
     fast.register_forward_hook(lambda *_: order.append("fast"))
     timing = latencies_ms({"slow": slow, "fast": fast}, SIZE, batch_size=1, repeats=3, warmup=1)
     assert order == ["slow", "fast", "fast", "slow", "slow", "fast", "fast", "slow"]
     assert list(timing) == ["slow", "fast"]
-    assert timing["slow"] > 1.5 * timing["fast"]
+    assert timing == pytest.approx({"slow": 4, "fast": 1})
 
 
 def test_half_precision_runs_in_its_own_dtype():
