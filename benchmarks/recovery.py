@@ -30,8 +30,11 @@ from torch import nn
 
 import timm_linop
 from benchmarks import fashion
-from benchmarks.recovery_plan import ARMS, GRIDS, NETWORKS, Cell, Grid, Row
-from benchmarks.recovery_summary import figure, finished, report
+from benchmarks.recovery_arms import ARMS
+from benchmarks.recovery_figures import draw
+from benchmarks.recovery_plan import DATA, GRIDS, NETWORKS, Cell, Grid, Row
+from benchmarks.recovery_summary import finished, report, views
+from benchmarks.recovery_trials import TRIALS
 from benchmarks.rows import append, read_rows
 from timm_linop.bench import count_macs, count_parameters
 from timm_linop.errors import TrainingError
@@ -42,19 +45,20 @@ from timm_linop.recipe import Recipe, ScheduleConfig
 
 RESULTS = Path(__file__).with_name("results") / "recovery.csv"
 WORK = Path("runs") / "recovery"
-SIZES = {"fashion-mnist": (5000, 5000), "digits": (700, 300)}  # training, validation
-DENSE_EPOCHS, PRUNING_EPOCHS = 12, 8
 ABOUT = (
-    f"python -m benchmarks.recovery; training and validation images {SIZES}, batches of "
-    f"{fashion.BATCH}; dense {DENSE_EPOCHS} epochs, ADMM {PRUNING_EPOCHS}"
+    "python -m benchmarks.recovery; training and validation images, epochs of the dense network "
+    f"and of ADMM: { {name: astuple(data) for name, data in DATA.items()} }; batches of "
+    f"{fashion.BATCH}"
 )
 ACCURACY = "accuracy.json"
+SEEN = 512  # training images that a trial takes statistics from
 
 
 @cache
 def splits(data: str) -> fashion.Splits:
     """The images, read once a process."""
-    return fashion.read(*SIZES[data], name=data)
+    source = DATA[data]
+    return fashion.read(source.train, source.validation, name=source.name)
 
 
 def dense_folder(cell: Cell) -> Path:
@@ -71,15 +75,17 @@ def make_dense(data: str, model: str, seed: int, folder: Path) -> None:
     """Train a dense network."""
     torch.manual_seed(seed)
     drawn = timm.create_model(model, in_chans=1, num_classes=10, **NETWORKS[model])
-    trained, score = fashion.fit(drawn, splits(data), fashion.recipe_of(0.1, DENSE_EPOCHS), seed)
+    recipe = fashion.recipe_of(0.1, DATA[data].dense_epochs)
+    trained, score = fashion.fit(drawn, splits(data), recipe, seed)
     _keep(trained, folder, score.test)
 
 
 def make_slim(data: str, dense: Path, removed: float, seed: int, folder: Path) -> None:
     """Prune it by ADMM."""
+    epochs = DATA[data].pruning_epochs
     recipe = replace(
-        fashion.recipe_of(0.01, PRUNING_EPOCHS),
-        schedule=ScheduleConfig(epochs=PRUNING_EPOCHS, sched="constant", warmup_epochs=0),
+        fashion.recipe_of(0.01, epochs),
+        schedule=ScheduleConfig(epochs=epochs, sched="constant", warmup_epochs=0),
     )
     images = splits(data)
     torch.manual_seed(seed)
@@ -114,7 +120,7 @@ def recipe_of(cell: Cell) -> Recipe:
     flags = (
         f"--pruned {slim_folder(cell)} --teacher local-dir:{dense_folder(cell)} --seed {cell.seed} "
         f"--lr {cell.lr} --weight-decay 1e-4 --batch-size {fashion.BATCH} --epochs {cell.epochs} "
-        f"--warmup-epochs 1 {ARMS[cell.arm]}"
+        f"--warmup-epochs {DATA[cell.data].warmup_epochs} {ARMS[cell.arm]}"
     )
     return parse(Recipe, flags.split(), "train.py").effective()
 
@@ -127,7 +133,10 @@ def measure(cell: Cell) -> Row:
     slim = load(paths[1])
     costs = count_parameters(slim), count_macs(slim, fashion.SIZE)
     torch.manual_seed(cell.seed)
-    student, _ = make_student(recipe, fashion.images_of(cell.data))
+    student, _ = make_student(recipe, fashion.images_of(DATA[cell.data].name))
+    if cell.arm in TRIALS:
+        images = splits(cell.data).train.tensors[0][:SEEN]
+        TRIALS[cell.arm](student, cell.seed, images)
     teacher = load(paths[0]) if recipe.distill.asked else None
     try:
         _, score = fashion.fit(student, splits(cell.data), recipe, cell.seed, teacher)
@@ -204,9 +213,9 @@ def _summarise(output: Path) -> None:
     print(tables(rows))
     for name, grid in GRIDS.items():
         if finished(rows, grid):
-            for epochs in grid.epochs:
-                path = output.with_name(f"recovery_{name}_{epochs}.png")
-                figure(rows, grid, epochs, path)
+            for title, columns in views(rows, grid).items():
+                path = output.with_name(f"recovery_{name}_{title.split()[0]}.png")
+                draw(rows, grid, columns, path)
 
 
 def main(arguments: list[str] | None = None) -> int:

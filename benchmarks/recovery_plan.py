@@ -1,63 +1,62 @@
-"""What the recovery study runs: networks, arms as flags of train.py, and the cells of its grids.
+"""What the recovery study runs: images, networks, and the cells of its grids.
 
-Every arm has its own sweep of learning rates on one seed: the grid's rates, and as long as the best
-one on validation images is the lowest or the highest, the next one of `LADDER` beyond it. Then the
-chosen rate runs on the other seeds.
+Every arm has its own sweep of learning rates, on one seed or several: the grid's rates, and as long
+as the best one on validation images is the lowest or the highest, the next one of `LADDER` beyond
+it. Then the chosen rate runs on the other seeds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from statistics import fmean
 from typing import Any
+
+from benchmarks.recovery_arms import (
+    EXPANSION,
+    MUON,
+    NORMALISED,
+    SIMILARITY,
+    STRUCTURE,
+    TEACHER,
+    TWICE,
+)
 
 LADDER = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 RATES = LADDER[2:6]
-SWEEP_SEED = 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images, and the lengths that go with so many of them.
+
+    Attributes:
+        name: One of `fashion.SOURCES`.
+        train: Images to train on.
+        validation: Others to choose by.
+        dense_epochs: Of training the dense network.
+        pruning_epochs: Of pruning it.
+        warmup_epochs: Of fine-tuning.
+    """
+
+    name: str
+    train: int
+    validation: int
+    dense_epochs: int
+    pruning_epochs: int
+    warmup_epochs: int
+
+
+DATA = {
+    "fashion-mnist": Data("fashion-mnist", 5000, 5000, 12, 8, 1),
+    "fashion-mnist-49k": Data("fashion-mnist", 49000, 5000, 4, 2, 0),
+    "digits": Data("digits", 700, 300, 12, 8, 1),
+}
 NETWORKS: dict[str, dict[str, Any]] = {
     # At output stride 16 the last map of a 28 px image is 2 x 2.
     "test_resnet": {"output_stride": 16},
     "mobilenetv2_050": {"output_stride": 16},
 }
-_PAPER = "--gamma 3000 --pairs all --reduction sum"
-# From the pruned weights: each with and without expansion, which is the question.
-_TWICE = {
-    "fine-tuning": "--rate 0 --gamma 0",
-    "expanded": "--rate 3 --gamma 0",
-    "fine-tuning + KD": "--rate 0 --gamma 0 --kd-weight 1",
-    "expanded + KD": "--rate 3 --gamma 0 --kd-weight 1",
-}
-_MUON = {f"{arm}, Muon": f"{flags} --opt muon" for arm, flags in _TWICE.items()}
-_SIMILARITY = {
-    "fine-tuning + SP": f"--rate 0 {_PAPER}",
-    "LinOP (paper)": f"--rate 3 --init normal {_PAPER}",
-}
-# From new weights in the pruned shape.
-_STRUCTURE = {
-    "from scratch": "--reinit --rate 0 --gamma 0",
-    "ExpandNets": "--reinit --rate 3 --init normal --gamma 0",
-    "vanilla distillation": f"--reinit --rate 0 {_PAPER}",
-}
-# Arms of the ablations.
-_KD, _SP = "--kd-weight 1", "--pairs blocks --reduction mean"
-_INITS = {
-    f"expanded, {init}": f"--rate 3 --init {init} --gamma 0" for init in ("normal", "balanced")
-}
-_WIDTHS = {f"expanded, normal, rate {r}": f"--rate {r} --init normal --gamma 0" for r in (1, 5)}
-_GAMMAS = {
-    f"{kind} + mean SP, gamma {gamma}": f"--rate {rate} --gamma {gamma} {_SP}"
-    for gamma in (100, 1000)
-    for kind, rate in (("fine-tuning", 0), ("expanded", 3))
-}
-_OTHERS = {
-    "expanded, not the classifier": "--rate 3 --gamma 0 --exclude fc",
-    "expanded, no decay of factors": "--rate 3 --gamma 0 --chain-decay none",
-    "fine-tuning + KD + mean SP": f"--rate 0 {_KD} --gamma 100 {_SP}",
-    "expanded + KD + mean SP": f"--rate 3 {_KD} --gamma 100 {_SP}",
-    "fine-tuning + KD 3": "--rate 0 --gamma 0 --kd-weight 3",
-}
-_ABLATIONS = {**_INITS, **_WIDTHS, **_GAMMAS, **_OTHERS}
-ARMS = {**_TWICE, **_MUON, **_SIMILARITY, **_STRUCTURE, **_ABLATIONS}
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,10 @@ class Cell:
     """One fine-tuning.
 
     Attributes:
-        data: Images, one of `fashion.SOURCES`.
+        data: Images, one of `DATA`.
         model: timm architecture.
         removed: Share of its weights that pruning took.
-        arm: One of `ARMS`.
+        arm: One of `recovery_arms.ARMS`.
         epochs: How long.
         lr: Learning rate.
         seed: Of the dense network, of pruning, of new weights and factors, of the batches.
@@ -81,10 +80,6 @@ class Cell:
     epochs: int
     lr: float
     seed: int
-
-    def at(self, rates: Sequence[float]) -> list[Cell]:
-        """Give the cells of a sweep."""
-        return [replace(self, lr=lr, seed=SWEEP_SEED) for lr in rates]
 
 
 @dataclass(frozen=True)
@@ -122,17 +117,72 @@ class Row(Cell):
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """The learning rates of an arm.
+
+    Attributes:
+        cell: The arm's, its rate and seed open.
+        rates: Those it begins with, neighbours on the `LADDER`.
+        seeds: On how many seeds each of them runs.
+    """
+
+    cell: Cell
+    rates: tuple[float, ...]
+    seeds: int
+
+    def cells(self, rates: Sequence[float]) -> list[Cell]:
+        """Give the cells of some of its rates."""
+        return [replace(self.cell, lr=lr, seed=s) for lr in rates for s in range(self.seeds)]
+
+    def tried(self, validation: Mapping[Cell, float]) -> tuple[float, ...]:
+        """Tell which rates it has, as far as is known yet.
+
+        Args:
+            validation: Accuracies of the cells that are done.
+
+        Returns:
+            Rates in order, more than at the beginning while the best one is an edge.
+        """
+        low, high = LADDER.index(self.rates[0]), LADDER.index(self.rates[-1])
+        while (best := self._best(rates := LADDER[low : high + 1], validation)) is not None:
+            if best == rates[0] and low > 0:
+                low -= 1
+            elif best == rates[-1] and high < len(LADDER) - 1:
+                high += 1
+            else:
+                break
+        return rates
+
+    def best(self, validation: Mapping[Cell, float]) -> float | None:
+        """Tell the rate that is best on validation images after the last epoch.
+
+        Args:
+            validation: Accuracies of the cells that are done.
+
+        Returns:
+            By the mean over the sweep's seeds; None while the sweep is not finished.
+        """
+        return self._best(self.tried(validation), validation)
+
+    def _best(self, rates: Sequence[float], validation: Mapping[Cell, float]) -> float | None:
+        if any(cell not in validation for cell in self.cells(rates)):
+            return None
+        return max(rates, key=lambda lr: fmean(validation[cell] for cell in self.cells([lr])))
+
+
+@dataclass(frozen=True)
 class Grid:
     """Arms at shares of weights removed, over lengths and seeds.
 
     Attributes:
-        data: Images, one of `fashion.SOURCES`.
+        data: Images, one of `DATA`.
         model: timm architecture.
         removed: Shares of weights removed, the most telling first.
-        arms: Those of `ARMS`.
+        arms: Those of `recovery_arms.ARMS`.
         epochs: Lengths of fine-tuning.
-        seeds: How many, `SWEEP_SEED` among them.
+        seeds: How many.
         rates: Learning rates that every sweep has.
+        swept: How many of the seeds a sweep has.
     """
 
     data: str
@@ -142,6 +192,7 @@ class Grid:
     epochs: tuple[int, ...]
     seeds: int
     rates: tuple[float, ...] = RATES
+    swept: int = 1
 
     def missing(self, validation: Mapping[Cell, float]) -> Iterator[Cell]:
         """Give the cells that can be run now, in the order in which they should be.
@@ -152,64 +203,47 @@ class Grid:
         for epochs in self.epochs:
             for removed in self.removed:
                 for arm in self.arms:
-                    cells = self._next(self.first(removed, arm, epochs), validation)
+                    cells = self._next(self.sweep(removed, arm, epochs), validation)
                     yield from (cell for cell in cells if cell not in validation)
 
-    def first(self, removed: float, arm: str, epochs: int) -> Cell:
-        """The cell of one sweep, its rate still open."""
-        return Cell(self.data, self.model, removed, arm, epochs, 0.0, SWEEP_SEED)
+    def sweep(self, removed: float, arm: str, epochs: int) -> Sweep:
+        """The sweep of an arm."""
+        cell = Cell(self.data, self.model, removed, arm, epochs, 0.0, 0)
+        return Sweep(cell, self.rates, self.swept)
 
-    def _next(self, first: Cell, validation: Mapping[Cell, float]) -> Iterator[Cell]:
+    def _next(self, sweep: Sweep, validation: Mapping[Cell, float]) -> Iterator[Cell]:
         """The sweep; once it is done, the seeds at the rate it chose."""
-        sweep = first.at(swept(first, self.rates, validation))
-        yield from sweep
-        if all(cell in validation for cell in sweep):
-            best = best_rate(first, self.rates, validation)
+        yield from sweep.cells(sweep.tried(validation))
+        best = sweep.best(validation)
+        if best is not None:
             for seed in range(self.seeds):
-                yield replace(first, lr=best, seed=seed)
-
-
-def swept(
-    first: Cell, rates: tuple[float, ...], validation: Mapping[Cell, float]
-) -> tuple[float, ...]:
-    """Tell which learning rates a sweep has, as far as is known yet.
-
-    Args:
-        first: Whose sweep it is.
-        rates: Those it begins with, neighbours on the `LADDER`.
-        validation: Accuracies of the cells that are done.
-
-    Returns:
-        Rates in order, more than at the beginning while the best one is an edge.
-    """
-    if any(cell not in validation for cell in first.at(rates)):
-        return rates
-    best = max(rates, key=lambda lr: validation[first.at([lr])[0]])
-    low, high = LADDER.index(rates[0]), LADDER.index(rates[-1])
-    if best == rates[0] and low > 0:
-        return swept(first, LADDER[low - 1 : high + 1], validation)
-    if best == rates[-1] and high < len(LADDER) - 1:
-        return swept(first, LADDER[low : high + 2], validation)
-    return rates
-
-
-def best_rate(first: Cell, rates: tuple[float, ...], validation: Mapping[Cell, float]) -> float:
-    """Tell the rate of a finished sweep that is best on validation images, after the last epoch."""
-    sweep = first.at(swept(first, rates, validation))
-    return max(sweep, key=lambda cell: validation[cell]).lr
+                yield replace(sweep.cell, lr=best, seed=seed)
 
 
 _REMOVED = (0.92, 0.985, 0.70, 0.95, 0.85)
+_HIGH = (0.03, 0.1)  # where sweeps of a few arms alone begin
 _FASHION = ("fashion-mnist", "test_resnet")
 # A cell that stands in several of them is run once.
 GRIDS = {
-    "main": Grid(*_FASHION, _REMOVED, tuple(_TWICE), (8,), 5),
-    "paper": Grid(*_FASHION, _REMOVED, tuple(_SIMILARITY), (8,), 5),
-    "length": Grid(*_FASHION, (0.92, 0.985), tuple(_TWICE), (3, 30), 3, (0.03, 0.1)),
-    "structure": Grid(*_FASHION, _REMOVED, tuple(_STRUCTURE), (8,), 5),
-    "ablation": Grid(
-        *_FASHION, (0.985, 0.92), (*_TWICE, *_MUON, *_ABLATIONS), (8,), 3, (0.03, 0.1)
+    "main": Grid(*_FASHION, _REMOVED, tuple(TWICE), (8,), 5),
+    "full": Grid(
+        "fashion-mnist-49k",
+        "test_resnet",
+        (0.985, 0.92),
+        (*TWICE, *NORMALISED),
+        (2,),
+        seeds=3,
+        rates=(0.01, 0.03, 0.1),
+        swept=3,
     ),
-    "mobilenet": Grid("fashion-mnist", "mobilenetv2_050", (0.92, 0.70), tuple(_TWICE), (8,), 5),
-    "digits": Grid("digits", "mobilenetv2_050", (0.92, 0.70), tuple(_TWICE), (8,), 3),
+    "length": Grid(*_FASHION, (0.92, 0.985), ("fine-tuning", "expanded"), (8, 30, 3), 3, _HIGH),
+    "paper": Grid(*_FASHION, _REMOVED, (*TWICE, *SIMILARITY, *STRUCTURE), (8,), 5),
+    "expansion": Grid(
+        *_FASHION, (0.985, 0.92), ("fine-tuning", "expanded", *EXPANSION), (8,), 3, _HIGH
+    ),
+    "teacher": Grid(*_FASHION, (0.985, 0.92), (*TWICE, *TEACHER), (8,), 3, _HIGH),
+    "muon": Grid(*_FASHION, (0.985, 0.92), (*TWICE, *MUON), (8,), 3, _HIGH),
+    "mobilenet": Grid("fashion-mnist", "mobilenetv2_050", (0.92, 0.70), tuple(TWICE), (8,), 5),
+    "long": Grid(*_FASHION, (0.985, 0.92), ("fine-tuning", "expanded"), (100,), 3, _HIGH),
+    "digits": Grid("digits", "mobilenetv2_050", (0.92, 0.70), tuple(TWICE), (8,), 3),
 }

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from statistics import fmean, stdev
 
 from scipy.stats import ttest_rel
 
-from benchmarks.recovery_plan import Grid, Row, best_rate, swept
-from timm_linop.plots.canvas import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PINK,
-    SKY,
-    YELLOW,
-    new_axes,
-    new_figure,
-    save,
-)
+from benchmarks.recovery_plan import Grid, Row
 
-_COLOURS = (BLUE, SKY, GREEN, PINK, ORANGE, YELLOW, GREY, "#000000", "#A0522D")
+# Where a table's columns come from: share of weights removed, and epochs of fine-tuning.
+Columns = Mapping[str, tuple[float, int]]
 PLAIN, TAUGHT = "fine-tuning", "fine-tuning + KD"
 
 
@@ -40,22 +27,52 @@ def report(rows: Sequence[Row], grid: Grid) -> str:
         Markdown, a part a length of fine-tuning.
     """
     parts = []
-    for epochs in grid.epochs:
+    for title, columns in views(rows, grid).items():
         parts += [
-            f"### {grid.data}, {grid.model}, {epochs} epochs",
-            f"Test accuracy after the last epoch:\n\n{accuracies(rows, grid, epochs)}",
-            f"After the best epoch:\n\n{accuracies(rows, grid, epochs, best=True)}",
+            f"### {grid.data}, {grid.model}, {title}",
+            f"Test accuracy after the last epoch:\n\n{accuracies(rows, grid, columns)}",
+            f"After the best epoch:\n\n{accuracies(rows, grid, columns, best=True)}",
         ]
         for against in (each for each in (PLAIN, TAUGHT) if each in grid.arms):
-            told = differences(rows, grid, epochs, against)
+            told = differences(rows, grid, columns, against)
             parts.append(f"Paired differences to {against}, points:\n\n{told}")
-        for removed in (each for each in sorted(grid.removed) if _networks(rows, grid, each)):
+        for name, (removed, epochs) in columns.items():
             told = sweep(rows, grid, removed, epochs)
-            parts.append(
-                f"{100 * removed:g} % removed, validation accuracy of seed 0 by learning rate:\n\n"
-                f"{told}"
-            )
+            seeds = "seed 0" if grid.swept == 1 else f"{grid.swept} seeds"
+            where = f"{title}, {name}: validation accuracy of {seeds} by learning rate"
+            parts.append(f"{where}:\n\n{told}")
     return "\n\n".join(parts)
+
+
+def views(rows: Sequence[Row], grid: Grid) -> Mapping[str, Columns]:
+    """Tell what tables a grid has: one of all shares, or one a share over several lengths.
+
+    Args:
+        rows: Those of the CSV; a share or length of which there are none is left out.
+        grid: The grid.
+
+    Returns:
+        By title, the columns.
+    """
+    shares = [(f"{100 * share:g} %", share) for share in sorted(grid.removed)]
+    if len(grid.epochs) == 1:
+        (epochs,) = grid.epochs
+        found = {f"{epochs} epochs": {name: (share, epochs) for name, share in shares}}
+    else:
+        lengths = [(f"{epochs} epochs", epochs) for epochs in sorted(grid.epochs)]
+        found = {
+            f"{name} removed": {each: (share, epochs) for each, epochs in lengths}
+            for name, share in shares
+        }
+    begun = {
+        title: {name: place for name, place in columns.items() if _begun(rows, grid, place)}
+        for title, columns in found.items()
+    }
+    return {title: columns for title, columns in begun.items() if columns}
+
+
+def _begun(rows: Sequence[Row], grid: Grid, place: tuple[float, int]) -> bool:
+    return any(chosen(rows, grid, place[0], arm, place[1]) for arm in grid.arms)
 
 
 def finished(rows: Sequence[Row], grid: Grid) -> bool:
@@ -81,41 +98,43 @@ def chosen(
     Returns:
         Rows by seed; none where the sweep is not finished.
     """
-    validation = {row.cell: row.validation for row in rows}
-    first = grid.first(removed, arm, epochs)
-    rates = swept(first, grid.rates, validation)
-    if any(cell not in validation for cell in first.at(rates)):
+    found = grid.sweep(removed, arm, epochs)
+    best = found.best({row.cell: row.validation for row in rows})
+    if best is None:
         return {}
-    best = replace(first, lr=best_rate(first, grid.rates, validation))
-    return {row.seed: row for row in rows if replace(row.cell, seed=best.seed) == best}
+    at_best = replace(found.cell, lr=best)
+    return {row.seed: row for row in rows if replace(row.cell, seed=at_best.seed) == at_best}
 
 
-def accuracies(rows: Sequence[Row], grid: Grid, epochs: int, *, best: bool = False) -> str:
-    """Lay out test accuracies: arms down, shares of weights removed across.
+def accuracies(rows: Sequence[Row], grid: Grid, columns: Columns, *, best: bool = False) -> str:
+    """Lay out test accuracies, arms down.
 
     Args:
         rows: Those of the CSV.
         grid: What to show.
-        epochs: Length of fine-tuning.
+        columns: What stands across, of `views`.
         best: After the epoch that was best on validation images, not after the last one.
 
     Returns:
         Markdown; mean and standard deviation over seeds, and how many where some are missing.
     """
-    shares, column = sorted(grid.removed), "best_test" if best else "test"
-    lines = _head("arm", (f"{100 * share:g} %" for share in shares))
+    column = "best_test" if best else "test"
+    lines = _head("arm", columns)
     for name, before in (("dense", "dense"), ("pruned, not trained", "pruned")):
-        networks = [_networks(rows, grid, share) for share in shares]
+        networks = [_networks(rows, grid, share) for share, _ in columns.values()]
         lines.append(_line(name, (_spread(found, before, grid.seeds) for found in networks)))
     for arm in grid.arms:
-        found = [list(chosen(rows, grid, share, arm, epochs).values()) for share in shares]
+        found = [
+            list(chosen(rows, grid, share, arm, epochs).values())
+            for share, epochs in columns.values()
+        ]
         if any(found):
             lines.append(_line(arm, (_spread(each, column, grid.seeds) for each in found)))
     return "\n".join(lines)
 
 
 def sweep(rows: Sequence[Row], grid: Grid, removed: float, epochs: int) -> str:
-    """Lay out the sweeps of all arms: validation accuracy by learning rate, the best one bold.
+    """Lay out the sweeps of all arms: mean validation accuracy by learning rate, the chosen bold.
 
     Args:
         rows: Those of the CSV.
@@ -123,33 +142,32 @@ def sweep(rows: Sequence[Row], grid: Grid, removed: float, epochs: int) -> str:
         removed: Share of weights removed.
         epochs: Length of fine-tuning.
     """
-    found: dict[str, dict[float, float]] = {}
-    for arm in grid.arms:
-        first = grid.first(removed, arm, epochs)
-        own = (row for row in rows if replace(row.cell, lr=first.lr) == first)
-        found[arm] = {row.lr: row.validation for row in own}
-    tried = sorted({lr for values in found.values() for lr in values})
+    validation = {row.cell: row.validation for row in rows}
+    sweeps = {arm: grid.sweep(removed, arm, epochs) for arm in grid.arms}
+    found = {arm: each for arm, each in sweeps.items() if each.best(validation) is not None}
+    tried = sorted({lr for each in found.values() for lr in each.tried(validation)})
     lines = _head("arm", (f"{lr:g}" for lr in tried))
-    for arm, values in found.items():
-        best = max(values.values(), default=0.0)
-        told = {lr: f"**{v:.1f}**" if v == best else f"{v:.1f}" for lr, v in values.items()}
+    for arm, each in found.items():
+        cells = {lr: each.cells([lr]) for lr in each.tried(validation)}
+        means = {lr: fmean(validation[cell] for cell in own) for lr, own in cells.items()}
+        told = {lr: f"{mean:.1f}" for lr, mean in means.items()}
+        told |= {lr: f"**{told[lr]}**" for lr in [each.best(validation)] if lr is not None}
         lines.append(_line(arm, (told.get(lr, "") for lr in tried)))
     return "\n".join(lines)
 
 
-def differences(rows: Sequence[Row], grid: Grid, epochs: int, against: str) -> str:
+def differences(rows: Sequence[Row], grid: Grid, columns: Columns, against: str) -> str:
     """Lay out paired differences to an arm; those whose interval is clear of zero are bold.
 
     Args:
         rows: Those of the CSV.
         grid: What to show.
-        epochs: Length of fine-tuning.
+        columns: What stands across, of `views`.
         against: The arm that is subtracted.
     """
-    shares = sorted(grid.removed)
-    lines = _head("arm", (f"{100 * share:g} %" for share in shares))
+    lines = _head("arm", columns)
     for arm in (arm for arm in grid.arms if arm != against):
-        found = [difference(rows, grid, share, epochs, arm, against) for share in shares]
+        found = [difference(rows, grid, *place, arm, against) for place in columns.values()]
         if any(found):
             lines.append(_line(arm, map(_interval, found)))
     return "\n".join(lines)
@@ -210,33 +228,3 @@ def _head(first: str, columns: Iterable[str]) -> list[str]:
 
 def _line(first: str, cells: Iterable[str]) -> str:
     return f"| {' | '.join((first, *cells))} |"
-
-
-def figure(rows: Sequence[Row], grid: Grid, epochs: int, path: Path) -> None:
-    """Draw accuracies against weights removed, and below the paired differences to fine-tuning.
-
-    Args:
-        rows: Those of the CSV.
-        grid: What to draw.
-        epochs: Length of fine-tuning.
-        path: Where the PNG goes.
-    """
-    drawn = new_figure(6.4, 7.2)
-    above, below = (new_axes(drawn, "y", 1, place, 2) for place in (1, 2))
-    below.axhline(0, color=GREY, linewidth=0.8)
-    shares = sorted(grid.removed)
-    for nth, (arm, colour) in enumerate(zip(grid.arms, _COLOURS, strict=False)):
-        found = [chosen(rows, grid, share, arm, epochs) for share in shares]
-        means = [fmean(r.test for r in seeds.values()) if seeds else math.nan for seeds in found]
-        above.plot([100 * s for s in shares], means, "o-", color=colour, markersize=3, label=arm)
-        spans = [difference(rows, grid, share, epochs, arm, PLAIN) for share in shares]
-        known = [(s, span) for s, span in zip(shares, spans, strict=True) if span is not None]
-        if known and arm != PLAIN:
-            places = [100 * share + 0.15 * (nth - len(grid.arms) / 2) for share, _ in known]
-            middle = [mean for _, (mean, _, _) in known]
-            reach = [[m - low for _, (m, low, _) in known], [h - m for _, (m, _, h) in known]]
-            below.errorbar(places, middle, reach, fmt="o", color=colour, markersize=3, capsize=2)
-    above.set(ylabel="test accuracy (%)")
-    below.set(xlabel="weights removed (%)", ylabel=f"minus {PLAIN} (points)")
-    drawn.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
-    save(drawn, path)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
 import pytest
+from matplotlib.figure import Figure
 
+from benchmarks import recovery_figures
 from benchmarks.fashion import Score
 from benchmarks.recovery import RESULTS, run, tables
-from benchmarks.recovery_plan import ARMS, GRIDS, LADDER, RATES, Cell, Grid, Row, best_rate
-from benchmarks.recovery_summary import accuracies, chosen, difference, differences, sweep
+from benchmarks.recovery_arms import ARMS
+from benchmarks.recovery_plan import GRIDS, LADDER, RATES, Cell, Grid, Row
+from benchmarks.recovery_summary import accuracies, chosen, difference, differences, sweep, views
+from benchmarks.recovery_trials import TRIALS
 from benchmarks.rows import read_rows
 from timm_linop.flags import parse
 from timm_linop.recipe import Recipe
 
+COLUMNS = {"70 %": (0.7, 2), "90 %": (0.9, 2)}
 SMALL = Grid("digits", "test_resnet", (0.7, 0.9), ("fine-tuning", "expanded"), (2,), 3)
 
 
@@ -61,7 +67,23 @@ def test_a_sweep_goes_on_until_its_best_rate_is_no_edge(best: float) -> None:
     assert set(RATES) | set(LADDER[max(place - 1, 0) : place + 2]) >= tried
     assert tried >= {*RATES, *LADDER[max(place - 1, 0) : place + 2]}
     validation = {cell: peak_at(best)(cell) for cell in cells}
-    assert best_rate(SMALL.first(0.7, "expanded", 2), RATES, validation) == best
+    assert SMALL.sweep(0.7, "expanded", 2).best(validation) == best
+
+
+def test_a_sweep_of_several_seeds_goes_by_their_mean() -> None:
+    several = replace(SMALL, swept=2)
+    # Seed 0 by itself would choose 0.1, where seed 1 breaks.
+    reached = {(0, 0.03): 80.0, (0, 0.1): 81.0, (1, 0.03): 80.0, (1, 0.1): 10.0}
+    validation = {cell: reached.get((cell.seed, cell.lr), 50.0) for cell in _all(several)}
+    assert several.sweep(0.7, "expanded", 2).best(validation) == 0.03
+    assert SMALL.sweep(0.7, "expanded", 2).best(validation) == 0.1
+    cells = carried_out(several, peak_at(0.03))
+    assert len(cells) == len(set(cells)) == 2 * 2 * (2 * len(RATES) + 1)
+
+
+def _all(grid: Grid) -> Iterator[Cell]:
+    for removed, arm, seed, lr in product(grid.removed, grid.arms, range(grid.seeds), LADDER):
+        yield Cell(grid.data, grid.model, removed, arm, grid.epochs[0], lr, seed)
 
 
 def test_every_arm_is_flags_of_train_py_and_no_two_are_alike() -> None:
@@ -69,7 +91,8 @@ def test_every_arm_is_flags_of_train_py_and_no_two_are_alike() -> None:
     for name, flags in ARMS.items():
         words = f"--pruned slim --teacher dense {flags}".split()
         recipe = parse(Recipe, words, "train.py").effective()
-        settings[name] = (recipe.model, recipe.expand, recipe.distill, recipe.optim)
+        trial = name if name in TRIALS else None
+        settings[name] = (trial, recipe.model, recipe.expand, recipe.distill, recipe.optim)
     assert len(set(map(repr, settings.values()))) == len(ARMS)
     assert all(set(grid.arms) <= set(ARMS) for grid in GRIDS.values())
 
@@ -80,20 +103,48 @@ def test_the_interval_is_the_textbook_one() -> None:
     rows = rows_of(SMALL, 0.03, lambda c: 80 + (gain[c.seed] if c.arm == "expanded" else 0))
     found = difference(rows, SMALL, 0.7, 2, "expanded", "fine-tuning")
     assert found == pytest.approx((2.0, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
-    assert "+2.00 [-0.48, +4.48]" in differences(rows, SMALL, 2, "fine-tuning")
+    assert "+2.00 [-0.48, +4.48]" in differences(rows, SMALL, COLUMNS, "fine-tuning")
 
 
 def test_tables_show_the_chosen_rate_and_say_which_seeds_are_missing() -> None:
     rows = rows_of(SMALL, 0.03, lambda c: 80.0 + c.seed if c.lr == 0.03 else 99.0)
-    assert "| expanded | 81.0 ± 1.0 | 81.0 ± 1.0 |" in accuracies(rows, SMALL, 2)
-    assert "| expanded | 80.0 ± 1.0 | 80.0 ± 1.0 |" in accuracies(rows, SMALL, 2, best=True)
+    assert "| expanded | 81.0 ± 1.0 | 81.0 ± 1.0 |" in accuracies(rows, SMALL, COLUMNS)
+    assert "| expanded | 80.0 ± 1.0 | 80.0 ± 1.0 |" in accuracies(rows, SMALL, COLUMNS, best=True)
     swept = {lr: f"{row.validation:.1f}" for row in rows for lr in [row.lr]}
     told = " | ".join(f"**{v}**" if lr == 0.03 else v for lr, v in sorted(swept.items()))
     assert f"| expanded | {told} |" in sweep(rows, SMALL, 0.7, 2)
     cut = [r for r in rows if not (r.removed == 0.9 and r.arm == "expanded" and r.seed == 2)]
-    assert "| expanded | 81.0 ± 1.0 | 80.5 ± 0.7 (2) |" in accuracies(cut, SMALL, 2)
+    assert "| expanded | 81.0 ± 1.0 | 80.5 ± 0.7 (2) |" in accuracies(cut, SMALL, COLUMNS)
     unswept = [r for r in rows if r.lr != 0.1]
-    assert "| expanded |" not in accuracies(unswept, SMALL, 2)
+    assert "| expanded |" not in accuracies(unswept, SMALL, COLUMNS)
+
+
+def test_a_grid_of_several_lengths_has_a_table_a_share() -> None:
+    several = replace(SMALL, epochs=(8, 2))
+    rows = rows_of(several, 0.03, lambda c: 80.0 + c.epochs)
+    found = views([row for row in rows if (row.removed, row.epochs) != (0.9, 8)], several)
+    assert found == {
+        "70 % removed": {"2 epochs": (0.7, 2), "8 epochs": (0.7, 8)},
+        "90 % removed": {"2 epochs": (0.9, 2)},
+    }
+    assert "| expanded | 82.0 ± 0.0 | 88.0 ± 0.0 |" in accuracies(
+        rows, several, found["70 % removed"]
+    )
+    assert views(rows_of(SMALL, 0.03, lambda _: 80.0), SMALL) == {"2 epochs": COLUMNS}
+
+
+def test_figures_show_the_intervals_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(recovery_figures, "save", lambda figure, _: drawn.append(figure))
+    gain = {0: 1.0, 1: 2.0, 2: 3.0}
+    rows = rows_of(SMALL, 0.03, lambda c: 80 + (gain[c.seed] if c.arm == "expanded" else 0))
+    rows = [row for row in rows if row.removed == 0.7 or row.seed == 0]
+    recovery_figures.draw(rows, SMALL, COLUMNS, Path())
+    recovery_figures.draw(rows, SMALL, {"70 %": (0.7, 2)}, Path())
+    below, alone = drawn[0].axes[1], drawn[1].axes[0]
+    (bars,), (lying,) = ([*axes.containers] for axes in (below, alone))
+    assert bars.lines[0].get_ydata() == lying.lines[0].get_xdata() == [2.0]
+    assert [label.get_text() for label in alone.get_yticklabels()] == ["expanded"]
 
 
 @pytest.mark.slow
@@ -115,6 +166,7 @@ def test_a_run_that_is_taken_up_again_does_what_is_missing_to_the_same_end(
 
 ROOT = Path(__file__).parents[1]
 ROWS = read_rows(RESULTS, Row)
+MAIN = GRIDS["main"]
 
 
 def test_the_page_ends_with_the_tables_of_the_rows() -> None:
@@ -124,12 +176,13 @@ def test_the_page_ends_with_the_tables_of_the_rows() -> None:
 
 def test_the_readme_holds_the_table_of_the_rows() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"\n{accuracies(ROWS, GRIDS['main'], 8)}\n" in readme
+    (columns,) = views(ROWS, MAIN).values()
+    assert f"\n{accuracies(ROWS, MAIN, columns)}\n" in readme
 
 
 def test_the_default_recipe_is_the_measured_best() -> None:
     """Of the shares at which all arms are done, from 92 % on, by the mean over shares and seeds."""
-    grid = GRIDS["main"]
+    grid = MAIN
     found = {
         share: {arm: list(chosen(ROWS, grid, share, arm, 8).values()) for arm in grid.arms}
         for share in grid.removed

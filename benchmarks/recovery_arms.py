@@ -1,0 +1,61 @@
+"""The arms of the recovery study: flags of train.py, and trials that only the study knows."""
+
+_PAPER = "--gamma 3000 --pairs all --reduction sum"
+# From the pruned weights: each with and without expansion, which is the question.
+_PLAIN = "--rate 0 --gamma 0"
+TWICE = {
+    "fine-tuning": _PLAIN,
+    "expanded": "--rate 3 --gamma 0",
+    "fine-tuning + KD": "--rate 0 --gamma 0 --kd-weight 1",
+    "expanded + KD": "--rate 3 --gamma 0 --kd-weight 1",
+}
+MUON = {f"{arm}, Muon": f"{flags} --opt muon" for arm, flags in TWICE.items()}
+SIMILARITY = {
+    "fine-tuning + SP": f"--rate 0 {_PAPER}",
+    "LinOP (paper)": f"--rate 3 --init normal {_PAPER}",
+}
+# From new weights in the pruned shape.
+STRUCTURE = {
+    "from scratch": "--reinit --rate 0 --gamma 0",
+    "ExpandNets": "--reinit --rate 3 --init normal --gamma 0",
+    "vanilla distillation": f"--reinit --rate 0 {_PAPER}",
+}
+# How to expand: ablations without a teacher, beside `expanded`.
+_NORMAL = "--gamma 0 --init normal"
+EXPANSION = {
+    "expanded, normal": f"--rate 3 {_NORMAL}",
+    "expanded, balanced": "--rate 3 --gamma 0 --init balanced",
+    "expanded, not the classifier": "--rate 3 --gamma 0 --exclude fc",
+    "expanded, no decay of factors": "--rate 3 --gamma 0 --chain-decay none",
+    # By `recovery_trials.TRIALS`.
+    "expanded, gain, kappa 0.1": _PLAIN,
+    "expanded, gain, kappa 1": _PLAIN,
+    "expanded, branches": _PLAIN,
+    "expanded, as wide as dense": _PLAIN,
+    "normalised branches": _PLAIN,
+    "expanded, normal, half the std": _PLAIN,
+    "expanded, normal, rate 1": f"--rate 1 {_NORMAL}",
+    "expanded, normal, rate 5": f"--rate 5 {_NORMAL}",
+}
+NORMALISED = {
+    "normalised branches": _PLAIN,
+    "normalised branches + KD": TWICE["fine-tuning + KD"],
+}
+# What the teacher gives: ablations, the gentler SP-KD first.
+_SP = "--gamma 100 --reduction mean"
+TEACHER = {
+    "fine-tuning + mean SP": f"--rate 0 {_SP}",
+    "expanded + mean SP": f"--rate 3 {_SP}",
+    "fine-tuning + KD + mean SP": f"--rate 0 --kd-weight 1 {_SP}",
+    "expanded + KD + mean SP": f"--rate 3 --kd-weight 1 {_SP}",
+    "fine-tuning + KD 3": "--rate 0 --gamma 0 --kd-weight 3",
+    "fine-tuning + KD 0.3": "--rate 0 --gamma 0 --kd-weight 0.3",
+    "fine-tuning + mean SP, gamma 10": "--rate 0 --gamma 10 --reduction mean",
+    "fine-tuning + mean SP, gamma 1000": "--rate 0 --gamma 1000 --reduction mean",
+    "fine-tuning + mean SP, all": f"--rate 0 {_SP} --pairs all",
+    "fine-tuning + mean SP, stages": f"--rate 0 {_SP} --pairs stages",
+    "fine-tuning + mean SP, last": f"--rate 0 {_SP} --pairs last",
+    "fine-tuning + sum SP": "--rate 0 --gamma 100 --reduction sum",
+    "fine-tuning + mean SP, sub-batch 64": f"--rate 0 {_SP} --sub-batch 64",
+}
+ARMS = {**TWICE, **MUON, **SIMILARITY, **STRUCTURE, **EXPANSION, **NORMALISED, **TEACHER}
