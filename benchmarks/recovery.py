@@ -45,10 +45,16 @@ from timm_linop.recipe import Recipe, ScheduleConfig
 
 RESULTS = Path(__file__).with_name("results") / "recovery.csv"
 WORK = Path("runs") / "recovery"
-ABOUT = (
-    "python -m benchmarks.recovery; training and validation images, epochs of the dense network "
-    f"and of ADMM: { {name: astuple(data) for name, data in DATA.items()} }; batches of "
-    f"{fashion.BATCH}"
+ABOUT = "; ".join(
+    (
+        "python -m benchmarks.recovery",
+        *(
+            f"{name}: {each.train} training and {each.validation} validation images, dense "
+            f"{each.dense_epochs} epochs, ADMM {each.pruning_epochs}, warm-up {each.warmup_epochs}"
+            for name, each in DATA.items()
+        ),
+        f"batches of {fashion.BATCH}",
+    )
 )
 ACCURACY = "accuracy.json"
 SEEN = 512  # training images that a trial takes statistics from
