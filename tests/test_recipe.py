@@ -349,3 +349,13 @@ def test_a_teacher_is_the_base_model_if_it_is_asked_and_on_the_hub() -> None:
     assert DistillConfig(name, gamma=0, kd_weight=0.5).teacher_id == "me/dense"
     assert DistillConfig(name, gamma=0).teacher_id is None
     assert DistillConfig("local-dir:runs/dense", gamma=1).teacher_id is None
+
+
+@pytest.mark.parametrize("setting", ["--pairs all", "--reduction sum", "--sub-batch 64"])
+@pytest.mark.parametrize("recipe", ["", "--recipe default"])
+def test_settings_of_a_loss_that_is_off_are_refused(setting: str, recipe: str) -> None:
+    flags = f"{recipe} --pruned slim --teacher dense {setting}".split()
+    with pytest.raises(RecipeError, match="without a gamma; add --gamma"):
+        parsed(*flags).effective()
+    switched_off = parsed(*flags, "--gamma", "0").effective().distill
+    assert switched_off.gamma == 0

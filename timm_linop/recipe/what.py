@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from timm_linop.errors import RecipeError
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -119,15 +121,30 @@ class DistillConfig:
     def effective(self, slim: bool) -> DistillConfig:
         """Fill the weights: unless told otherwise, a slim model follows its teacher's logits.
 
+        Raises:
+            RecipeError: If no gamma is given, but something that only SP-KD would heed.
+
         Example:
             >>> DistillConfig().effective(slim=True).kd_weight
             1.0
             >>> DistillConfig(gamma=3000).effective(slim=True).kd_weight
             0.0
         """
+        self._check_heeded()
         follows = slim and self.gamma is None and self.kd_weight is None
         kd_weight = (1.0 if follows else 0.0) if self.kd_weight is None else self.kd_weight
         return replace(self, gamma=self.gamma or 0.0, kd_weight=kd_weight)
+
+    def _check_heeded(self) -> None:
+        """A gamma of 0 switches SP-KD off and may leave its settings; without one they are lost."""
+        usual = DistillConfig()
+        for name in ("pairs", "reduction", "sub_batch"):
+            given = getattr(self, name)
+            if self.gamma is None and given != getattr(usual, name):
+                raise RecipeError(
+                    f"{name}={given!r} is of the similarity-preserving loss, which is off without "
+                    "a gamma; add --gamma (the paper's is 3000), or leave it out."
+                )
 
     @property
     def asked(self) -> str | None:
