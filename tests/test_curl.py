@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.commands import run_script
 from timm_linop.channels.coupled import ChannelGroup
 from timm_linop.channels.masked import with_lively_numbers
 from timm_linop.errors import PruningError
@@ -26,8 +24,6 @@ from timm_linop.pruning import curl
 from timm_linop.pruning.curl import as_scored, kl_scores
 from timm_linop.pruning.ranking import ranking
 from timm_linop.pruning.rerun import reruns
-
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def lively(name: str, **options: Any) -> nn.Module:
@@ -278,9 +274,7 @@ for layer, scores in alone.items():
     torch.testing.assert_close(shared[layer], scores)
 """
     (tmp_path / "script.py").write_text(script)
-    root = Path(__file__).parents[1]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
-    subprocess.run([*TWO, str(tmp_path / "script.py")], env=environment, check=True, cwd=root)
+    run_script([f"{tmp_path}/script.py"], 2)
 
 
 # --- who goes -------------------------------------------------------------------------------------

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import yaml
@@ -24,12 +21,12 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from tests.commands import ROOT, finish, start
 from timm_linop import cli, processes
 from timm_linop.errors import DataError, LaunchError, TrainingError
 from timm_linop.processes import Launch, check_processes, launch_flags, read_launch
 from timm_linop.resume import _whole, stop_signals
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "accelerate_configs"
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
 QUICK = ["train.py", "--model", "test_resnet", "--img-size", "32", "--crop-pct", "1", "--no-aug"]
@@ -38,32 +35,9 @@ DIGITS = [*QUICK, "--in-chans", "1", "--dataset", "digits", "--epochs", "1", "--
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
-def start(command: list[str], **environment: str) -> subprocess.Popen[str]:
-    told = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE_")}
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**told, "PYTHONPATH": str(ROOT), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    try:
-        printed = process.communicate(timeout=180)[0]
-    finally:
-        if process.poll() is None:  # what it started is in sessions of its own
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-            process.kill()
-    return process.returncode, printed
-
-
 def launched(config: Path | str, *command: str, **environment: str) -> tuple[int, str]:
     flags = ["--config_file", str(config)] if config else []
-    return finish(start([*ACCELERATE, *flags, *command], **environment))
+    return finish(start([*ACCELERATE, *flags, *command], **environment), seconds=180)
 
 
 def sentences(printed: str, name: str) -> list[str]:
@@ -242,7 +216,7 @@ def test_two_machines_measure_what_one_process_does(tmp_path: Path) -> None:
     right = int((model(images).argmax(1) == labels).sum())
     loss = F.cross_entropy(model(images), labels).item()
     for machine in machines:
-        printed = finish(machine)[1]
+        printed = finish(machine, seconds=180)[1]
         assert "MEASURED 2 " in printed, printed
         measured = [float(each) for each in printed.split("MEASURED 2 ")[1].split()]
         assert measured == [pytest.approx(loss, rel=1e-6), 100 * right / 23, 100]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 import timm_linop
+from tests.commands import ROOT, run_script, start_script
 from timm_linop.pruning.ranking import ranking
 
-ROOT = Path(__file__).parents[1]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+PRUNE = str(ROOT / "prune.py")
 DATA = ["--img-size", "32", "--crop-pct", "1", "--no-aug", "--round-to", "1"]
 # test_convnext has no batch statistics, so two processes can train as one does.
 FEW = ["--score-images", "32"]
@@ -52,23 +49,6 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "dense"
 
 
-def launch(argv: list[str], processes: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*(TWO if processes == 2 else [sys.executable]), str(ROOT / "prune.py"), *argv],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(argv: list[str], processes: int) -> str:
-    process = launch(argv, processes)
-    printed = process.communicate(timeout=400)[0]
-    assert process.returncode == 0, printed
-    return printed
-
-
 def told(run: Path) -> dict[str, list[int]]:
     groups = json.loads((run / "pruning.json").read_text())["groups"]
     return {name: group["removed"] for name, group in groups.items()}
@@ -79,7 +59,7 @@ def run(request: pytest.FixtureRequest, dense: Path) -> tuple[str, list[str], Pa
     """Of one process."""
     argv = ["--weights", str(dense), *DATA, *METHODS[request.param]]
     folder = dense.parent / request.param
-    finish([*argv, "--batch-size", "100", "--output", str(folder)], 1)
+    run_script([PRUNE, *argv, "--batch-size", "100", "--output", str(folder)])
     return request.param, argv, folder
 
 
@@ -112,7 +92,7 @@ def test_two_processes_prune_as_one(run: tuple[str, list[str], Path], tmp_path: 
     method, argv, folder = run
     if method not in ("admm", "curl"):
         pytest.skip("tpp trains as admm does, and magnitude is the same on every process")
-    finish([*argv, "--batch-size", "50", "--output", str(tmp_path / "run")], 2)
+    run_script([PRUNE, *argv, "--batch-size", "50", "--output", str(tmp_path / "run")], 2)
     assert told(tmp_path / "run") == told(folder)
     one, two = (load_file(f / "slim" / "model.safetensors") for f in (folder, tmp_path / "run"))
     for name, tensor in one.items():
@@ -126,14 +106,14 @@ def test_a_killed_run_ends_where_it_would_have_ended(
     if method not in ("tpp", "curl"):
         pytest.skip("admm trains as tpp does, and magnitude takes seconds")
     begun, kept = tmp_path / "begun", {"tpp": "checkpoints/[0-9]*", "curl": "scores.json"}[method]
-    process = launch([*argv, "--batch-size", "100", "--output", str(begun)], 1)
+    process = start_script([PRUNE, *argv, "--batch-size", "100", "--output", str(begun)])
     deadline = time.monotonic() + 200
     while not list(begun.glob(kept)) and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL and not (begun / "slim").exists()
-    assert f"{begun}/slim is written" in finish(["--resume", str(begun)], 1)
+    assert f"{begun}/slim is written" in run_script([PRUNE, "--resume", str(begun)])
     assert told(begun) == told(whole)
     one, two = (load_file(f / "slim" / "model.safetensors") for f in (begun, whole))
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import timm
 import torch
@@ -22,17 +19,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 import timm_linop
+from tests.commands import ROOT, kill, run_script, start_script
 from tests.disk import full_disk
 from timm_linop import cli, metrics
 from timm_linop.errors import CheckpointError
 from timm_linop.resume import Checkpoints, Progress, stop_signals
 
-ROOT = Path(__file__).parents[1]
+TRAIN = str(ROOT / "train.py")
 FLAGS = ["--img-size", "32", "--crop-pct", "1.0", "--epochs", "6", "--batch-size", "100"]
 # All that draws: dropout, mixup, augmentation; a moving average, and accumulated gradients.
 FLAGS += ["--drop", "0.2", "--mixup", "0.2", "--model-ema", "--checkpoint-every", "2"]
 FLAGS += ["--grad-accum-steps", "2", "--gamma", "3000"]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -46,23 +43,6 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--pruned", f"{folder}/pruned", "--teacher", f"local-dir:{folder}/dense", *FLAGS]
 
 
-def launch(argv: list[str], processes: int) -> subprocess.Popen[str]:
-    prefix = TWO if processes == 2 else [sys.executable]
-    return subprocess.Popen(
-        [*prefix, str(ROOT / "train.py"), *argv],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(argv: list[str], processes: int) -> None:
-    process = launch(argv, processes)
-    printed = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, printed
-
-
 def checkpoints(run: Path) -> set[str]:
     return {path.name for path in run.glob("checkpoints/[0-9]*")}
 
@@ -72,18 +52,13 @@ def drafts(run: Path) -> set[str]:
 
 
 def kill_when(process: subprocess.Popen[str], seen: Callable[[], object], delay: float) -> None:
-    """Kill -9 the process and its children, a moment after something was seen."""
+    """Kill the process and what it started, a moment after something was seen."""
     deadline = time.monotonic() + 120
     while not seen() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(delay)
     if process.poll() is None:
-        ours = psutil.Process(process.pid)
-        for each in (
-            ours,
-            *ours.children(recursive=True),
-        ):  # torchrun's are in sessions of their own
-            each.kill()
+        kill(process)
     process.communicate()
 
 
@@ -104,7 +79,7 @@ def assert_same(run: Path, whole: Path) -> None:
 def test_killed_runs_end_bit_for_bit_as_uninterrupted_ones(
     start: list[str], tmp_path: Path, processes: int, kills: int
 ) -> None:
-    finish([*start, "--output", str(tmp_path / "whole")], processes)
+    run_script([TRAIN, *start, "--output", str(tmp_path / "whole")], processes)
     run, dice = tmp_path / "run", random.Random(0)
     argv = [*start, "--output", str(run)]
     during_saves = 0
@@ -113,7 +88,7 @@ def test_killed_runs_end_bit_for_bit_as_uninterrupted_ones(
         if turn % 2:  # else what a save left behind that was cut short would pass for a new one
             for draft in drafts(run):
                 shutil.rmtree(run / "checkpoints" / draft)
-        process = launch(argv, processes)
+        process = start_script([TRAIN, *argv], processes)
         if turn % 2:
             kill_when(process, lambda: drafts(run), delay=0)
             during_saves += bool(drafts(run))
@@ -122,7 +97,7 @@ def test_killed_runs_end_bit_for_bit_as_uninterrupted_ones(
         assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
         argv = ["--resume", str(run)]
     assert during_saves
-    finish(argv, processes)
+    run_script([TRAIN, *argv], processes)
     assert_same(run, tmp_path / "whole")
     assert [row["epoch"] for row in without_seconds(run)] == list("123456")
 
@@ -205,7 +180,7 @@ def test_a_signal_saves_and_leaves_and_the_run_can_go_on(
     start: list[str], tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"
-    process = launch([*start, "--epochs", "50", "--output", str(run)], 1)
+    process = start_script([TRAIN, *start, "--epochs", "50", "--output", str(run)])
     deadline = time.monotonic() + 120
     while not checkpoints(run) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -6,10 +6,7 @@ import ast
 import csv
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,14 +21,13 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from tests.commands import ROOT, run_script
 from timm_linop import cli
 from timm_linop.data import Augmentation, ImageData, load_data, make_loader, make_transforms
 from timm_linop.data.stream import Stream
 from timm_linop.errors import DataError
 from timm_linop.evaluation import evaluate
 
-ROOT = Path(__file__).parents[1]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SHARDS = {"train": (3, 90, 37, 70), "validation": (31, 6), "test": (45,)}  # 200, 37 and 45 images
 INT = datasets.Value("int64")
 CONFIG = {"input_size": (1, 32, 32), "mean": (0.5,), "std": (0.5,), "crop_pct": 1.0}
@@ -176,18 +172,8 @@ def together(spec: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list,
     folder = tmp_path_factory.mktemp("together")
     (folder / "script.py").write_text(TOGETHER)
     flags = [*FLAGS, "--dataset", spec, "--epochs", "2", "--output", str(folder / "run")]
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*TWO, str(folder / "script.py"), spec, str(ROOT / "train.py"), *flags],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stdout
-    lines = [line for line in done.stdout.splitlines() if line.startswith("told")]
+    printed = run_script([f"{folder}/script.py", spec, str(ROOT / "train.py"), *flags], 2)
+    lines = [line for line in printed.splitlines() if line.startswith("told")]
     return [ast.literal_eval(line.removeprefix("told ")) for line in lines], folder / "run"
 
 

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from tests.commands import ROOT, run_script
 from tests.training import dense_and_slim
 
-ROOT = Path(__file__).parents[1]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TRAIN = str(ROOT / "train.py")
 # test_convnext has no batch statistics; 1,000 images make 10 batches of 100 or 20 of 50.
 FLAGS = ["--img-size", "32", "--crop-pct", "1.0", "--hflip", "0.5", "--epochs", "2", "--lr", "0.01"]
 FLAGS += ["--sub-batch", "25", "--gamma", "3000", "--kd-weight", "0.5"]
-
-
-def train(argv: list[str], processes: int) -> None:
-    prefix = TWO if processes == 2 else [sys.executable]
-    done = subprocess.run(
-        [*prefix, str(ROOT / "train.py"), *argv],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def rows_of(run: Path) -> list[dict[str, float]]:
@@ -41,7 +27,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process, with what it started from beside it."""
     folder = tmp_path_factory.mktemp("one")
     dense_and_slim(folder)
-    train([*flags_in(folder), "--batch-size", "100", "--output", str(folder / "run")], 1)
+    whole = ["--batch-size", "100", "--output", str(folder / "run")]
+    run_script([TRAIN, *flags_in(folder), *whole])
     return folder
 
 
@@ -53,7 +40,7 @@ def flags_in(folder: Path) -> list[str]:
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_the_loss_curve_is_one_process_s(one: Path, tmp_path: Path, accumulated: int) -> None:
     share = ["--batch-size", str(50 // accumulated), "--grad-accum-steps", str(accumulated)]
-    train([*flags_in(one), *share, "--output", str(tmp_path / "run")], 2)
+    run_script([TRAIN, *flags_in(one), *share, "--output", str(tmp_path / "run")], 2)
     for expected, got in zip(rows_of(one / "run"), rows_of(tmp_path / "run"), strict=True):
         for name in ("lr", "train_loss", "task_loss", "sp_loss", "kd_loss", "validation_loss"):
             assert got[name] == pytest.approx(expected[name], rel=1e-3), name
