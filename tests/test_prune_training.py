@@ -14,8 +14,10 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import timm_linop
 from tests.slims import lively
 from timm_linop.errors import CheckpointError, Interrupted, PruningError, RecipeError
+from timm_linop.flags import write_yaml
 from timm_linop.prune_run import prune as prune_run
 from timm_linop.pruning import KeptScores, Training, check_penalty, pruned
 from timm_linop.pruning.admm import ADMM
@@ -23,6 +25,8 @@ from timm_linop.pruning.tpp import TrainabilityPreserving
 from timm_linop.recipe import (
     ADMMConfig,
     CheckpointConfig,
+    DataConfig,
+    DenseConfig,
     OptimConfig,
     PruneConfig,
     PruneRecipe,
@@ -155,6 +159,26 @@ def test_kept_scores_are_taken_up_again(tmp_path: Path) -> None:
     path.write_text(json.dumps(["a"]))
     with pytest.raises(CheckpointError, match="damaged"):
         KeptScores(path, accelerator, Stop())
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_refused_run_leaves_no_folder_and_a_resumed_one_its_recipe(
+    tmp_path: Path, begun: bool
+) -> None:
+    timm_linop.save(lively("test_resnet", in_chans=1, num_classes=10), tmp_path / "dense")
+    recipe = PruneRecipe(
+        model=DenseConfig(weights=str(tmp_path / "dense"), img_size=32),
+        data=DataConfig(dataset="digits"),
+        prune=PruneConfig(target_params=1e-9),
+        run=RunConfig(str(tmp_path / "run")),
+    )
+    if begun:  # stopped before it had scores
+        (tmp_path / "run").mkdir()
+        write_yaml(recipe, tmp_path / "run" / "recipe.yaml")
+        recipe = replace(recipe, checkpoint=CheckpointConfig(resume=str(tmp_path / "run")))
+    with pytest.raises(PruningError, match="target_params"):
+        prune_run(recipe)
+    assert (tmp_path / "run" / "recipe.yaml").exists() == (tmp_path / "run").exists() == begun
 
 
 def test_sharded_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

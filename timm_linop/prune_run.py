@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from .data import Augmentation, ImageData
-from .errors import LinOPError
+from .errors import Interrupted, LinOPError
 from .flags import write_yaml
 from .models import trained_model
 from .optim import check_training
@@ -58,7 +58,7 @@ def prune(recipe: PruneRecipe) -> Path:
     if accelerator.is_main_process and not resumed:
         output.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe, output / "recipe.yaml")
-    with _given_back(output, accelerator):
+    with nullcontext() if resumed else _given_back(output, accelerator):
         found = _pruned(recipe, dense, data, loaders, accelerator)
     _finish(recipe, dense, found, data, loaders, accelerator)
     return output
@@ -69,6 +69,8 @@ def _given_back(output: Path, accelerator: Accelerator) -> Iterator[None]:
     """Leave no folder behind of a run that was refused before it had done anything."""
     try:
         yield
+    except Interrupted:  # which says how to go on
+        raise
     except LinOPError:
         if accelerator.is_main_process and [p.name for p in output.iterdir()] == ["recipe.yaml"]:
             (output / "recipe.yaml").unlink()
