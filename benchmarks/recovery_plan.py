@@ -233,7 +233,6 @@ GRIDS = {
         (*TWICE, *NORMALISED),
         (2,),
         seeds=3,
-        rates=(0.01, 0.03, 0.1),
         swept=3,
     ),
     "length": Grid(*_FASHION, (0.92, 0.985), ("fine-tuning", "expanded"), (8, 30, 3), 3, _HIGH),
