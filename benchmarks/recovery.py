@@ -33,7 +33,7 @@ from benchmarks import fashion
 from benchmarks.recovery_arms import ARMS
 from benchmarks.recovery_figures import draw
 from benchmarks.recovery_plan import DATA, GRIDS, NETWORKS, Cell, Grid, Row
-from benchmarks.recovery_summary import finished, report, views
+from benchmarks.recovery_summary import report, views
 from benchmarks.recovery_trials import TRIALS
 from benchmarks.rows import append, read_rows
 from timm_linop.bench import count_macs, count_parameters
@@ -205,23 +205,22 @@ def _quiet_worker() -> None:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Lay out the tables of all grids that have a finished column, as docs/recovery.md ends.
+    """Lay out the tables of all grids that have a whole column, as docs/recovery.md ends.
 
     Args:
         rows: Those of the CSV.
     """
-    begun = (grid for grid in GRIDS.values() if finished(rows, grid))
-    return "\n\n".join(report(rows, grid) for grid in begun)
+    shown = (grid for grid in GRIDS.values() if views(rows, grid))
+    return "\n\n".join(report(rows, grid) for grid in shown)
 
 
 def _summarise(output: Path) -> None:
     rows = read_rows(output, Row)
     print(tables(rows))
     for name, grid in GRIDS.items():
-        if finished(rows, grid):
-            for title, columns in views(rows, grid).items():
-                path = output.with_name(f"recovery_{name}_{title.split()[0]}.png")
-                draw(rows, grid, columns, path)
+        for title, columns in views(rows, grid).items():
+            path = output.with_name(f"recovery_{name}_{title.split()[0]}.png")
+            draw(rows, grid, columns, path)
 
 
 def main(arguments: list[str] | None = None) -> int:

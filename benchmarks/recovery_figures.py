@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -58,7 +57,7 @@ def curves(rows: Sequence[Row], grid: Grid, columns: Columns, path: Path) -> Non
     below.axhline(0, color=GREY, linewidth=0.8)
     for nth, (arm, colour) in enumerate(zip(grid.arms, _COLOURS, strict=False)):
         found = [chosen(rows, grid, share, arm, epochs) for share, epochs in columns.values()]
-        means = [fmean(r.test for r in seeds.values()) if seeds else math.nan for seeds in found]
+        means = [fmean(row.test for row in seeds.values()) for seeds in found]
         above.plot(range(len(columns)), means, "o-", color=colour, markersize=3, label=arm)
         if arm != PLAIN:
             shift = 0.06 * (nth - len(grid.arms) / 2)
@@ -66,6 +65,7 @@ def curves(rows: Sequence[Row], grid: Grid, columns: Columns, path: Path) -> Non
             _spans(below, {x + shift: span for x, span in enumerate(spans)}, colour)
     for axes in (above, below):
         axes.set_xticks(range(len(columns)), list(columns))
+        axes.set_xlim(-0.5, len(columns) - 0.5)
     above.set(ylabel="test accuracy (%)")
     below.set(ylabel=f"minus {PLAIN} (points)")
     drawn.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
@@ -96,16 +96,13 @@ def differences(rows: Sequence[Row], grid: Grid, columns: Columns, path: Path) -
 
 def _spans(
     axes: Axes,
-    spans: Mapping[float, tuple[float, float, float] | None],
+    spans: Mapping[float, tuple[float, float, float]],
     colour: str,
     *,
     lying: bool = False,
 ) -> None:
-    """Draw intervals at their places, those that are known; lying ones have their places on y."""
-    for place, span in spans.items():
-        if span is None:
-            continue
-        mean, low, high = span
+    """Draw intervals at their places; lying ones have their places on y."""
+    for place, (mean, low, high) in spans.items():
         reach = [[mean - low], [high - mean]]
         where = {"x": mean, "y": place} if lying else {"x": place, "y": mean}
         axes.errorbar(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from statistics import fmean, stdev
 
 from scipy.stats import ttest_rel
@@ -48,11 +47,11 @@ def views(rows: Sequence[Row], grid: Grid) -> Mapping[str, Columns]:
     """Tell what tables a grid has: one of all shares, or one a share over several lengths.
 
     Args:
-        rows: Those of the CSV; a share or length of which there are none is left out.
+        rows: Those of the CSV.
         grid: The grid.
 
     Returns:
-        By title, the columns.
+        By title, the columns: those that are whole, with all arms on all seeds.
     """
     shares = [(f"{100 * share:g} %", share) for share in sorted(grid.removed)]
     if len(grid.epochs) == 1:
@@ -64,23 +63,16 @@ def views(rows: Sequence[Row], grid: Grid) -> Mapping[str, Columns]:
             f"{name} removed": {each: (share, epochs) for each, epochs in lengths}
             for name, share in shares
         }
-    begun = {
-        title: {name: place for name, place in columns.items() if _begun(rows, grid, place)}
+    whole = {
+        title: {name: place for name, place in columns.items() if _whole(rows, grid, *place)}
         for title, columns in found.items()
     }
-    return {title: columns for title, columns in begun.items() if columns}
+    return {title: columns for title, columns in whole.items() if columns}
 
 
-def _begun(rows: Sequence[Row], grid: Grid, place: tuple[float, int]) -> bool:
-    return any(chosen(rows, grid, place[0], arm, place[1]) for arm in grid.arms)
-
-
-def finished(rows: Sequence[Row], grid: Grid) -> bool:
-    """Tell whether there is a column to show: one share of weights at which all arms are done."""
-    return any(
-        all(len(chosen(rows, grid, removed, arm, epochs)) == grid.seeds for arm in grid.arms)
-        for removed, epochs in product(grid.removed, grid.epochs)
-    )
+def _whole(rows: Sequence[Row], grid: Grid, removed: float, epochs: int) -> bool:
+    found = (chosen(rows, grid, removed, arm, epochs) for arm in grid.arms)
+    return all(len(seeds) == grid.seeds for seeds in found)
 
 
 def chosen(
@@ -116,20 +108,16 @@ def accuracies(rows: Sequence[Row], grid: Grid, columns: Columns, *, best: bool 
         best: After the epoch that was best on validation images, not after the last one.
 
     Returns:
-        Markdown; mean and standard deviation over seeds, and how many where some are missing.
+        Markdown; mean and standard deviation over seeds.
     """
     column = "best_test" if best else "test"
     lines = _head("arm", columns)
     for name, before in (("dense", "dense"), ("pruned, not trained", "pruned")):
-        networks = [_networks(rows, grid, share) for share, _ in columns.values()]
-        lines.append(_line(name, (_spread(found, before, grid.seeds) for found in networks)))
+        networks = (chosen(rows, grid, share, PLAIN, epochs) for share, epochs in columns.values())
+        lines.append(_line(name, (_spread(seeds, before) for seeds in networks)))
     for arm in grid.arms:
-        found = [
-            list(chosen(rows, grid, share, arm, epochs).values())
-            for share, epochs in columns.values()
-        ]
-        if any(found):
-            lines.append(_line(arm, (_spread(each, column, grid.seeds) for each in found)))
+        found = (chosen(rows, grid, share, arm, epochs) for share, epochs in columns.values())
+        lines.append(_line(arm, (_spread(seeds, column) for seeds in found)))
     return "\n".join(lines)
 
 
@@ -143,8 +131,7 @@ def sweep(rows: Sequence[Row], grid: Grid, removed: float, epochs: int) -> str:
         epochs: Length of fine-tuning.
     """
     validation = {row.cell: row.validation for row in rows}
-    sweeps = {arm: grid.sweep(removed, arm, epochs) for arm in grid.arms}
-    found = {arm: each for arm, each in sweeps.items() if each.best(validation) is not None}
+    found = {arm: grid.sweep(removed, arm, epochs) for arm in grid.arms}
     tried = sorted({lr for each in found.values() for lr in each.tried(validation)})
     lines = _head("arm", (f"{lr:g}" for lr in tried))
     for arm, each in found.items():
@@ -167,15 +154,14 @@ def differences(rows: Sequence[Row], grid: Grid, columns: Columns, against: str)
     """
     lines = _head("arm", columns)
     for arm in (arm for arm in grid.arms if arm != against):
-        found = [difference(rows, grid, *place, arm, against) for place in columns.values()]
-        if any(found):
-            lines.append(_line(arm, map(_interval, found)))
+        found = (difference(rows, grid, *place, arm, against) for place in columns.values())
+        lines.append(_line(arm, (_interval(*each) for each in found)))
     return "\n".join(lines)
 
 
 def difference(
     rows: Sequence[Row], grid: Grid, removed: float, epochs: int, arm: str, against: str
-) -> tuple[float, float, float] | None:
+) -> tuple[float, float, float]:
     """Compare two arms seed by seed, by a paired t test.
 
     Args:
@@ -187,38 +173,22 @@ def difference(
         against: The other, which is subtracted.
 
     Returns:
-        Mean difference of test accuracies after the last epoch in points, and its 95 % interval;
-        None below two seeds that both have.
+        Mean difference of test accuracies after the last epoch in points, and its 95 % interval.
     """
     own, other = (chosen(rows, grid, removed, each, epochs) for each in (arm, against))
-    seeds = sorted(own.keys() & other.keys())
-    if len(seeds) < 2:
-        return None
-    pairs = [own[seed].test for seed in seeds], [other[seed].test for seed in seeds]
+    pairs = [own[seed].test for seed in sorted(own)], [other[seed].test for seed in sorted(own)]
     interval = ttest_rel(*pairs).confidence_interval(0.95)
     return fmean(pairs[0]) - fmean(pairs[1]), float(interval.low), float(interval.high)
 
 
-def _interval(found: tuple[float, float, float] | None) -> str:
-    if found is None:
-        return ""
-    mean, low, high = found
+def _interval(mean: float, low: float, high: float) -> str:
     told = f"**{mean:+.2f}**" if low > 0 or high < 0 else f"{mean:+.2f}"
     return f"{told} [{low:+.2f}, {high:+.2f}]"
 
 
-def _spread(rows: Sequence[Row], column: str, seeds: int) -> str:
-    values = [getattr(row, column) for row in rows]
-    if not values:
-        return ""
-    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{fmean(values):.1f}{spread}" + (f" ({len(values)})" if len(values) < seeds else "")
-
-
-def _networks(rows: Sequence[Row], grid: Grid, removed: float) -> list[Row]:
-    """One row a seed: all rows of a slim network tell the same of it before fine-tuning."""
-    same = (grid.data, grid.model, removed)
-    return list({r.seed: r for r in rows if (r.data, r.model, r.removed) == same}.values())
+def _spread(seeds: Mapping[int, Row], column: str) -> str:
+    values = [getattr(row, column) for row in seeds.values()]
+    return f"{fmean(values):.1f} ± {stdev(values):.1f}"
 
 
 def _head(first: str, columns: Iterable[str]) -> list[str]:
