@@ -210,8 +210,8 @@ def tables(rows: Sequence[Row]) -> str:
     Args:
         rows: Those of the CSV.
     """
-    shown = (grid for grid in GRIDS.values() if views(rows, grid))
-    return "\n\n".join(report(rows, grid) for grid in shown)
+    shown = ((name, grid) for name, grid in GRIDS.items() if views(rows, grid))
+    return "\n\n".join(report(rows, *each) for each in shown)
 
 
 def _summarise(output: Path) -> None:

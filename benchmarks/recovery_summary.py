@@ -15,11 +15,12 @@ Columns = Mapping[str, tuple[float, int]]
 PLAIN, TAUGHT = "fine-tuning", "fine-tuning + KD"
 
 
-def report(rows: Sequence[Row], grid: Grid) -> str:
+def report(rows: Sequence[Row], name: str, grid: Grid) -> str:
     """Lay out all tables of a grid.
 
     Args:
         rows: Those of the CSV.
+        name: What the grid is called.
         grid: What to show.
 
     Returns:
@@ -28,17 +29,17 @@ def report(rows: Sequence[Row], grid: Grid) -> str:
     parts = []
     for title, columns in views(rows, grid).items():
         parts += [
-            f"### {grid.data}, {grid.model}, {title}",
+            f"### `{name}`: {grid.data}, {grid.model}, {title}",
             f"Test accuracy after the last epoch:\n\n{accuracies(rows, grid, columns)}",
             f"After the best epoch:\n\n{accuracies(rows, grid, columns, best=True)}",
         ]
         for against in (each for each in (PLAIN, TAUGHT) if each in grid.arms):
             told = differences(rows, grid, columns, against)
             parts.append(f"Paired differences to {against}, points:\n\n{told}")
-        for name, (removed, epochs) in columns.items():
+        for column, (removed, epochs) in columns.items():
             told = sweep(rows, grid, removed, epochs)
             seeds = "seed 0" if grid.swept == 1 else f"{grid.swept} seeds"
-            where = f"{title}, {name}: validation accuracy of {seeds} by learning rate"
+            where = f"{title}, {column}: validation accuracy of {seeds} by learning rate"
             parts.append(f"{where}:\n\n{told}")
     return "\n\n".join(parts)
 
