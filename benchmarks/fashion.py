@@ -58,7 +58,8 @@ def images_of(name: str) -> ImageData:
     try:
         return load_data(SOURCES[name])
     except DataError as error:
-        raise DataError(f"{error} Install Debian's package dataset-fashion-mnist.") from error
+        hint = "" if name == "digits" else " Install Debian's package dataset-fashion-mnist."
+        raise DataError(f"{error}{hint}") from error
 
 
 def read(train: int, validation: int, seed: int = 0, name: str = "fashion-mnist") -> Splits:

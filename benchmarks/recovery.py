@@ -1,9 +1,9 @@
 """Does it recover accuracy? python -m benchmarks.recovery [--budget MINUTES] [--study main ...].
 
 One row is a network, a share of weights removed, an arm, a length, a learning rate and a seed. A
-run that is stopped goes on where it was; ``--summary`` prints the tables of docs/recovery.md and
-draws its figures. The dense network of each seed is trained and pruned by ADMM first, under
-``runs/recovery``. Each worker is a process of one thread; on GPUs use one worker a device.
+run that is stopped goes on where it was; --summary prints the tables of docs/recovery.md and draws
+its figures. The dense network of each seed is trained and pruned by ADMM first, under runs/recovery
+of the folder it is started in. Each worker is a process of one thread; on GPUs use one a device.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import argparse
 import json
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
-import shutil
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -109,11 +111,13 @@ def make_slim(data: str, dense: Path, removed: float, seed: int, folder: Path) -
 
 
 def _keep(model: nn.Module, folder: Path, test: float) -> None:
-    draft = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(draft, ignore_errors=True)  # of a run that was stopped
-    timm_linop.save(model, draft)
-    (draft / ACCURACY).write_text(json.dumps({"test": test}))
-    draft.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as draft:
+        made = Path(draft) / "made"
+        timm_linop.save(model, made)
+        (made / ACCURACY).write_text(json.dumps({"test": test}))
+        if not folder.exists():  # another run may have been faster
+            made.rename(folder)
 
 
 def load(folder: Path) -> nn.Module:
@@ -122,7 +126,7 @@ def load(folder: Path) -> nn.Module:
 
 
 def recipe_of(cell: Cell) -> Recipe:
-    """The recipe of a cell: SGD with Nesterov's momentum, an epoch of warm-up, a cosine."""
+    """The recipe of a cell: SGD with Nesterov's momentum and a cosine."""
     flags = (
         f"--pruned {slim_folder(cell)} --teacher local-dir:{dense_folder(cell)} --seed {cell.seed} "
         f"--lr {cell.lr} --weight-decay 1e-4 --batch-size {fashion.BATCH} --epochs {cell.epochs} "
@@ -175,6 +179,7 @@ def run(grids: Sequence[Grid], output: Path, minutes: float, workers: int) -> No
         workers: Processes, of one thread each.
     """
     rows, deadline = read_rows(output, Row), time.monotonic() + 60 * minutes
+    print(f"{len(rows)} rows are in {output}; {_left(grids, rows)}", flush=True)
     running: dict[Future[Any], Task] = {}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, initializer=_quiet_worker) as pool:
@@ -182,7 +187,10 @@ def run(grids: Sequence[Grid], output: Path, minutes: float, workers: int) -> No
             if time.monotonic() < deadline:
                 for task in islice(_waiting(grids, rows, running), workers - len(running)):
                     running[pool.submit(task[0], *task[1])] = task
+                    if task[0] is not measure:
+                        print(f"{task[0].__name__} {task[1][-1]}", flush=True)
             if not running:
+                print(_left(grids, rows))
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 del running[future]
@@ -199,9 +207,24 @@ def _waiting(
     yield from (task for task in dict.fromkeys(tasks) if task not in running.values())
 
 
+def _left(grids: Sequence[Grid], rows: Sequence[Row]) -> str:
+    validation = {row.cell: row.validation for row in rows}
+    missing = {cell for grid in grids for cell in grid.missing(validation)}
+    return f"{len(missing)} are missing, and those that their sweeps will ask for"
+
+
 def _quiet_worker() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - to the end
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot end its workers, which would go on for nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -227,17 +250,30 @@ def main(arguments: list[str] | None = None) -> int:
     """Run what is not done yet, or tell what the rows say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__)
     parser.add_argument("--study", nargs="+", choices=list(GRIDS), default=list(GRIDS))
-    parser.add_argument("--budget", type=float, default=math.inf, help="minutes")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of one thread each")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="where the rows go")
+    parser.add_argument("--budget", type=positive_number, default=math.inf, help="minutes")
+    parser.add_argument("--workers", type=positive_number, default=os.cpu_count(), help="processes")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="CSV (default: the study's)")
     parser.add_argument("--summary", action="store_true", help="print tables, draw figures")
     args = parser.parse_args(arguments)
+    if args.output.is_dir() or (args.summary and not args.output.exists()):
+        parser.error(f"--output {args.output} is no CSV with rows.")
     if args.summary:
         _summarise(args.output)
         return 0
     torch.set_num_threads(1)
-    run([GRIDS[name] for name in args.study], args.output, args.budget, args.workers)
+    try:
+        run([GRIDS[name] for name in args.study], args.output, args.budget, int(args.workers))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with what is missing", file=sys.stderr)
+        return 130
     return 0
+
+
+def positive_number(text: str) -> float:
+    """Read a flag that is to be above 0."""
+    if not (number := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
 
 
 if __name__ == "__main__":

@@ -41,13 +41,16 @@ NORMALISED = {
     "normalised branches": _PLAIN,
     "normalised branches + KD": TWICE["fine-tuning + KD"],
 }
-# What the teacher gives: ablations, the gentler SP-KD first.
+# SP-KD more gently than in the paper, with and without expansion and KD.
 _SP = "--gamma 100 --reduction mean"
-TEACHER = {
+GENTLE = {
     "fine-tuning + mean SP": f"--rate 0 {_SP}",
     "expanded + mean SP": f"--rate 3 {_SP}",
     "fine-tuning + KD + mean SP": f"--rate 0 --kd-weight 1 {_SP}",
     "expanded + KD + mean SP": f"--rate 3 --kd-weight 1 {_SP}",
+}
+# What the teacher gives: ablations, without expansion.
+TEACHER = {
     "fine-tuning + KD 3": "--rate 0 --gamma 0 --kd-weight 3",
     "fine-tuning + KD 0.3": "--rate 0 --gamma 0 --kd-weight 0.3",
     "fine-tuning + mean SP, gamma 10": "--rate 0 --gamma 10 --reduction mean",
@@ -58,4 +61,4 @@ TEACHER = {
     "fine-tuning + sum SP": "--rate 0 --gamma 100 --reduction sum",
     "fine-tuning + mean SP, sub-batch 64": f"--rate 0 {_SP} --sub-batch 64",
 }
-ARMS = {**TWICE, **MUON, **SIMILARITY, **STRUCTURE, **EXPANSION, **NORMALISED, **TEACHER}
+ARMS = {**TWICE, **MUON, **SIMILARITY, **STRUCTURE, **EXPANSION, **NORMALISED, **GENTLE, **TEACHER}

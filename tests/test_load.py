@@ -21,7 +21,7 @@ from tests.hub_client import publish, use_hub
 from tests.hub_server import HubServer
 from tests.slims import images, slim, twin
 from timm_linop.errors import CheckpointError, HubError, LinOPError
-from timm_linop.models import make_teacher
+from timm_linop.models import _located, make_teacher
 from timm_linop.recipe import DistillConfig, Recipe
 
 NAME = "test_resnet"
@@ -182,6 +182,19 @@ def test_a_repo_as_pruned_and_as_teacher(hub: HubServer, monkeypatch: pytest.Mon
     monkeypatch.setenv("HF_TOKEN", hub.token("alice"))
     assert make_teacher(recipe, DATA) is not None
     assert torch.equal(twin(NAME, "hf-hub:alice/secret")(x), expected)
+
+
+def test_a_folder_as_teacher(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, "dense")
+    Path("test_resnet").mkdir()
+
+    def logits(name: str) -> torch.Tensor:
+        teacher = make_teacher(Recipe(distill=DistillConfig(teacher=name)), DATA)
+        return teacher.model(images(NAME))
+
+    assert torch.equal(logits("dense"), logits("local-dir:dense"))
+    assert _located("test_resnet") == "test_resnet"  # a folder hides no architecture
 
 
 OFFLINE = """

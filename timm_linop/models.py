@@ -180,12 +180,13 @@ def _loaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _located(name: str) -> str:
-    """Let ``local-dir:`` name a run folder too, and a repo be refused in clear words."""
+    """Let a run folder be named, and a repo be refused in clear words."""
     if name.startswith("hf-hub:"):
         fetch(name.removeprefix("hf-hub:"), [CONFIG])
-    if not name.startswith("local-dir:"):
-        return name
-    return f"local-dir:{slim_folder(Path(name.removeprefix('local-dir:')))}"
+    folder = Path(name.removeprefix("local-dir:"))
+    if name.startswith("local-dir:") or (folder.is_dir() and not timm.is_model(name)):
+        return f"local-dir:{slim_folder(folder)}"
+    return name
 
 
 def _check_fits(model: nn.Module, data: ImageData) -> None:

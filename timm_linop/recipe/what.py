@@ -93,7 +93,7 @@ class DistillConfig:
     """Distillation from a teacher: similarity-preserving (SP-KD), by its logits (KD), or both.
 
     Attributes:
-        teacher: Dense teacher: a timm name, local-dir:FOLDER or hf-hub:user/repo.
+        teacher: Dense teacher: a timm name, a folder (also local-dir:FOLDER) or hf-hub:user/repo.
         gamma: Weight of the similarity-preserving loss (the paper's is 3000); 0 leaves it out.
             None is 0.
         pairs: Layers to compare: all, blocks, stages, last, or layer names; student=teacher
