@@ -241,7 +241,7 @@ GRIDS = {
     "expansion": Grid(
         *_FASHION, (0.985, 0.92), ("fine-tuning", "expanded", *EXPANSION), (8,), 3, _HIGH
     ),
-    "gentle": Grid(*_FASHION, (0.92, 0.985), (*TWICE, *GENTLE), (8,), 3, _HIGH),
+    "gentle": Grid(*_FASHION, (0.92, 0.985), (*TWICE, *GENTLE), (8,), 5, _HIGH),
     "teacher": Grid(*_FASHION, (0.985, 0.92), (*TWICE, *TEACHER), (8,), 3, _HIGH),
     "muon": Grid(*_FASHION, (0.985, 0.92), (*TWICE, *MUON), (8,), 3, _HIGH),
     "mobilenet": Grid("fashion-mnist", "mobilenetv2_050", (0.92, 0.70), tuple(TWICE), (8,), 5),
