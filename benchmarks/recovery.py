@@ -34,7 +34,7 @@ import timm_linop
 from benchmarks import fashion
 from benchmarks.recovery_arms import ARMS
 from benchmarks.recovery_figures import draw
-from benchmarks.recovery_plan import DATA, GRIDS, NETWORKS, Cell, Grid, Row
+from benchmarks.recovery_plan import DATA, GRIDS, NETWORKS, Cell, Grid, Row, validation_of
 from benchmarks.recovery_summary import report, views
 from benchmarks.recovery_trials import TRIALS
 from benchmarks.rows import append, read_rows
@@ -202,13 +202,13 @@ def run(grids: Sequence[Grid], output: Path, minutes: float, workers: int) -> No
 def _waiting(
     grids: Sequence[Grid], rows: Sequence[Row], running: Mapping[Future[Any], Task]
 ) -> Iterator[Task]:
-    validation = {row.cell: row.validation for row in rows}
+    validation = validation_of(rows)
     tasks = (ready(cell) for grid in grids for cell in grid.missing(validation))
     yield from (task for task in dict.fromkeys(tasks) if task not in running.values())
 
 
 def _left(grids: Sequence[Grid], rows: Sequence[Row]) -> str:
-    validation = {row.cell: row.validation for row in rows}
+    validation = validation_of(rows)
     missing = {cell for grid in grids for cell in grid.missing(validation)}
     return f"{len(missing)} are missing, and those that their sweeps will ask for"
 
@@ -233,8 +233,7 @@ def tables(rows: Sequence[Row]) -> str:
     Args:
         rows: Those of the CSV.
     """
-    shown = ((name, grid) for name, grid in GRIDS.items() if views(rows, grid))
-    return "\n\n".join(report(rows, *each) for each in shown)
+    return "\n\n".join(filter(None, (report(rows, *each) for each in GRIDS.items())))
 
 
 def _summarise(output: Path) -> None:

@@ -7,7 +7,7 @@ it. Then the chosen rate runs on the other seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Any
@@ -115,6 +115,11 @@ class Row(Cell):
     def cell(self) -> Cell:
         """What it is a row of."""
         return Cell(**{each.name: getattr(self, each.name) for each in fields(Cell)})
+
+
+def validation_of(rows: Iterable[Row]) -> dict[Cell, float]:
+    """Tell by cell what has been reached on validation images, by which rates are chosen."""
+    return {row.cell: row.validation for row in rows}
 
 
 @dataclass(frozen=True)

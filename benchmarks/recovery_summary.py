@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from scipy.stats import ttest_rel
 
-from benchmarks.recovery_plan import Grid, Row
+from benchmarks.recovery_plan import Grid, Row, validation_of
 
 # Where a table's columns come from: share of weights removed, and epochs of fine-tuning.
 Columns = Mapping[str, tuple[float, int]]
@@ -92,7 +92,7 @@ def chosen(
         Rows by seed; none where the sweep is not finished.
     """
     found = grid.sweep(removed, arm, epochs)
-    best = found.best({row.cell: row.validation for row in rows})
+    best = found.best(validation_of(rows))
     if best is None:
         return {}
     at_best = replace(found.cell, lr=best)
@@ -131,7 +131,7 @@ def sweep(rows: Sequence[Row], grid: Grid, removed: float, epochs: int) -> str:
         removed: Share of weights removed.
         epochs: Length of fine-tuning.
     """
-    validation = {row.cell: row.validation for row in rows}
+    validation = validation_of(rows)
     found = {arm: grid.sweep(removed, arm, epochs) for arm in grid.arms}
     tried = sorted({lr for each in found.values() for lr in each.tried(validation)})
     lines = _head("arm", (f"{lr:g}" for lr in tried))

@@ -16,7 +16,7 @@ from benchmarks import recovery_figures
 from benchmarks.fashion import Score
 from benchmarks.recovery import RESULTS, run, tables
 from benchmarks.recovery_arms import ARMS
-from benchmarks.recovery_plan import GRIDS, LADDER, RATES, Cell, Grid, Row
+from benchmarks.recovery_plan import GRIDS, LADDER, RATES, Cell, Grid, Row, validation_of
 from benchmarks.recovery_summary import accuracies, chosen, difference, differences, sweep, views
 from benchmarks.recovery_trials import TRIALS
 from benchmarks.rows import read_rows
@@ -154,7 +154,7 @@ def test_a_run_that_is_taken_up_again_does_what_is_missing_to_the_same_end(
     grid = Grid("digits", "test_resnet", (0.7,), ("fine-tuning + KD",), (2,), 1, (0.03, 0.1))
     run([grid], tmp_path / "rows.csv", math.inf, 1)
     rows = read_rows(tmp_path / "rows.csv", Row)
-    assert not list(grid.missing({row.cell: row.validation for row in rows}))
+    assert not list(grid.missing(validation_of(rows)))
     assert max(row.test for row in rows) > 50 and len({row.dense for row in rows}) == 1
     lines = (tmp_path / "rows.csv").read_text().splitlines()
     (tmp_path / "rows.csv").write_text("\n".join(lines[:-1]) + "\n")
