@@ -249,8 +249,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run what is not done yet, or tell what the rows say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__)
     parser.add_argument("--study", nargs="+", choices=list(GRIDS), default=list(GRIDS))
-    parser.add_argument("--budget", type=positive_number, default=math.inf, help="minutes")
-    parser.add_argument("--workers", type=positive_number, default=os.cpu_count(), help="processes")
+    parser.add_argument("--budget", type=positive(float), default=math.inf, help="minutes")
+    parser.add_argument("--workers", type=positive(int), default=os.cpu_count(), help="processes")
     parser.add_argument("--output", type=Path, default=RESULTS, help="CSV (default: the study's)")
     parser.add_argument("--summary", action="store_true", help="print tables, draw figures")
     args = parser.parse_args(arguments)
@@ -261,18 +261,30 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     torch.set_num_threads(1)
     try:
-        run([GRIDS[name] for name in args.study], args.output, args.budget, int(args.workers))
+        run([GRIDS[name] for name in args.study], args.output, args.budget, args.workers)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with what is missing", file=sys.stderr)
         return 130
     return 0
 
 
-def positive_number(text: str) -> float:
-    """Read a flag that is to be above 0."""
-    if not (number := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
+def positive(kind: type[int] | type[float]) -> Callable[[str], Any]:
+    """Give what reads a flag that is to be above 0.
+
+    Args:
+        kind: `int` or `float`.
+    """
+
+    def read(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = 0
+        if not number > 0:
+            raise argparse.ArgumentTypeError(f"{text} is no {kind.__name__} above 0")
+        return number
+
+    return read
 
 
 if __name__ == "__main__":

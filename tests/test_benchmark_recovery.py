@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import recovery_figures
 from benchmarks.fashion import Score
-from benchmarks.recovery import RESULTS, run, tables
+from benchmarks.recovery import RESULTS, main, run, tables
 from benchmarks.recovery_arms import ARMS
 from benchmarks.recovery_plan import GRIDS, LADDER, RATES, Cell, Grid, Row, validation_of
 from benchmarks.recovery_summary import accuracies, chosen, difference, differences, sweep, views
@@ -144,6 +144,26 @@ def test_figures_show_the_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     (bars, _), (lying,) = ([*axes.containers] for axes in (below, alone))
     assert bars.lines[0].get_ydata() == lying.lines[0].get_xdata() == [2.0]
     assert [label.get_text() for label in alone.get_yticklabels()] == ["expanded"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--workers", "0.5"], "--workers: 0.5 is no int above 0"),
+        (["--workers", "-1"], "--workers: -1 is no int above 0"),
+        (["--budget", "0"], "--budget: 0 is no float above 0"),
+        (["--budget", "nan"], "--budget: nan is no float above 0"),
+        (["--output", "."], "--output . is no CSV with rows"),
+        (["--output", "none.csv", "--summary"], "--output none.csv is no CSV with rows"),
+    ],
+)
+def test_bad_flags_are_refused(
+    flags: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(flags)
+    assert stopped.value.code == 2
+    assert why in capsys.readouterr().err
 
 
 @pytest.mark.slow
