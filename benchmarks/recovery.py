@@ -33,6 +33,7 @@ from torch import nn
 import timm_linop
 from benchmarks import fashion
 from benchmarks.recovery_arms import ARMS
+from benchmarks.recovery_chains import DECAY
 from benchmarks.recovery_figures import draw
 from benchmarks.recovery_plan import DATA, GRIDS, NETWORKS, Cell, Grid, Row, validation_of
 from benchmarks.recovery_summary import report, views
@@ -128,9 +129,9 @@ def load(folder: Path) -> nn.Module:
 def recipe_of(cell: Cell) -> Recipe:
     """The recipe of a cell: SGD with Nesterov's momentum and a cosine."""
     flags = (
-        f"--pruned {slim_folder(cell)} --teacher local-dir:{dense_folder(cell)} --seed {cell.seed} "
-        f"--lr {cell.lr} --weight-decay 1e-4 --batch-size {fashion.BATCH} --epochs {cell.epochs} "
-        f"--warmup-epochs {DATA[cell.data].warmup_epochs} {ARMS[cell.arm]}"
+        f"--pruned {slim_folder(cell)} --teacher local-dir:{dense_folder(cell)} "
+        f"--lr {cell.lr} --weight-decay {DECAY} --batch-size {fashion.BATCH} --seed {cell.seed} "
+        f"--epochs {cell.epochs} --warmup-epochs {DATA[cell.data].warmup_epochs} {ARMS[cell.arm]}"
     )
     return parse(Recipe, flags.split(), "train.py").effective()
 

@@ -26,7 +26,6 @@ EXPANSION = {
     "expanded, normal": f"--rate 3 {_NORMAL}",
     "expanded, balanced": "--rate 3 --gamma 0 --init balanced",
     "expanded, not the classifier": "--rate 3 --gamma 0 --exclude fc",
-    "expanded, no decay of factors": "--rate 3 --gamma 0 --chain-decay none",
     # By `recovery_trials.TRIALS`.
     "expanded, gain, kappa 0.1": _PLAIN,
     "expanded, gain, kappa 1": _PLAIN,
@@ -36,6 +35,16 @@ EXPANSION = {
     "expanded, normal, half the std": _PLAIN,
     "expanded, normal, rate 1": f"--rate 1 {_NORMAL}",
     "expanded, normal, rate 5": f"--rate 5 {_NORMAL}",
+}
+# How to train what is expanded, or not.
+_AVERAGED = "--gamma 0 --model-ema --model-ema-decay 0.99"
+TRAINING = {
+    "expanded, decay of the product": f"{_PLAIN} --chain-decay none",  # a trial
+    "expanded, no decay of factors": "--rate 3 --gamma 0 --chain-decay none",
+    "fine-tuning, warm-up 3": f"{_PLAIN} --warmup-epochs 3",
+    "expanded, warm-up 3": "--rate 3 --gamma 0 --warmup-epochs 3",
+    "fine-tuning, averaged": f"--rate 0 {_AVERAGED}",
+    "expanded, averaged": f"--rate 3 {_AVERAGED}",
 }
 NORMALISED = {
     "normalised branches": _PLAIN,
@@ -61,4 +70,14 @@ TEACHER = {
     "fine-tuning + sum SP": "--rate 0 --gamma 100 --reduction sum",
     "fine-tuning + mean SP, sub-batch 64": f"--rate 0 {_SP} --sub-batch 64",
 }
-ARMS = {**TWICE, **MUON, **SIMILARITY, **STRUCTURE, **EXPANSION, **NORMALISED, **GENTLE, **TEACHER}
+ARMS = {
+    **TWICE,
+    **MUON,
+    **SIMILARITY,
+    **STRUCTURE,
+    **EXPANSION,
+    **TRAINING,
+    **NORMALISED,
+    **GENTLE,
+    **TEACHER,
+}

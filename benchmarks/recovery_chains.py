@@ -22,6 +22,7 @@ from timm_linop.expanded import expand_layer
 from timm_linop.layers import layers_of, reasons_of
 
 RATE = 3
+DECAY = 1e-4  # the study's weight decay
 Make = Callable[[str, nn.Module, int], LinearChain]
 
 
@@ -125,6 +126,30 @@ class RescaledConvChain(ConvChain):
         return a * self.scale, c / self.scale**2, b * self.scale
 
 
+class DecayedConvChain(ConvChain):
+    """A chain whose product has the weight decay, as the slim weight would."""
+
+    def compose(self, *factors: Tensor) -> Tensor:
+        """Contract."""
+        return decayed(super().compose(*factors))
+
+
+class DecayedDenseChain(DenseChain):
+    """Likewise."""
+
+    def compose(self, *factors: Tensor) -> Tensor:
+        """Contract."""
+        return decayed(super().compose(*factors))
+
+
+def decayed(weight: Tensor) -> Tensor:
+    """Add weight decay to the gradient that comes back to a weight."""
+    if weight.requires_grad:
+        value = weight.detach()  # the weight itself would be held by its own graph
+        weight.register_hook(lambda gradient: gradient + DECAY * value)
+    return weight
+
+
 def gained(kappa: float) -> Make:
     """An orthogonal chain with a gain per layer."""
 
@@ -151,6 +176,15 @@ def half_std(name: str, layer: nn.Module, seed: int) -> LinearChain:
         options: dict[str, Any] = {"rate": RATE, "init": "normal", "seed": seed}
         return RescaledConvChain(0.5, groups=layer.groups, **options)
     return chain_for(layer, RATE, "normal", seed)
+
+
+def decaying(name: str, layer: nn.Module, seed: int) -> LinearChain:
+    """An orthogonal chain with the weight decay on its product."""
+    del name
+    options: dict[str, Any] = {"rate": RATE, "init": "orthogonal", "seed": seed}
+    if isinstance(layer, nn.Linear):
+        return DecayedDenseChain(**options)
+    return DecayedConvChain(groups=cast(nn.Conv2d, layer).groups, **options)
 
 
 def as_wide_as_dense(model: nn.Module) -> Make:

@@ -20,6 +20,7 @@ from benchmarks.recovery_arms import (
     SIMILARITY,
     STRUCTURE,
     TEACHER,
+    TRAINING,
     TWICE,
 )
 
@@ -248,6 +249,9 @@ GRIDS = {
     ),
     "gentle": Grid(*_FASHION, (0.92, 0.985), (*TWICE, *GENTLE), (8,), 5, _HIGH),
     "teacher": Grid(*_FASHION, (0.985, 0.92), (*TWICE, *TEACHER), (8,), 3, _HIGH),
+    "training": Grid(
+        *_FASHION, (0.985, 0.92), ("fine-tuning", "expanded", *TRAINING), (8,), 3, _HIGH
+    ),
     "muon": Grid(*_FASHION, (0.985, 0.92), (*TWICE, *MUON), (8,), 3, _HIGH),
     "mobilenet": Grid("fashion-mnist", "mobilenetv2_050", (0.92, 0.70), tuple(TWICE), (8,), 5),
     "long": Grid(*_FASHION, (0.985, 0.92), ("fine-tuning", "expanded"), (100,), 3, _HIGH),

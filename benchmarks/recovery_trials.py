@@ -11,6 +11,7 @@ from benchmarks.recovery_chains import (
     Make,
     as_wide_as_dense,
     branched,
+    decaying,
     expand_by,
     gained,
     half_std,
@@ -40,6 +41,7 @@ TRIALS: dict[str, Trial] = {
     "expanded, branches": _chains(branched),
     "expanded, as wide as dense": _as_wide_as_dense,
     "expanded, normal, half the std": _chains(half_std),
+    "expanded, decay of the product": _chains(decaying),
     "normalised branches": _normalised,
     "normalised branches + KD": _normalised,
 }

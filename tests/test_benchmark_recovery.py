@@ -92,7 +92,8 @@ def test_every_arm_is_flags_of_train_py_and_no_two_are_alike() -> None:
         words = f"--pruned slim --teacher dense {flags}".split()
         recipe = parse(Recipe, words, "train.py").effective()
         trial = name if name in TRIALS else None
-        settings[name] = (trial, recipe.model, recipe.expand, recipe.distill, recipe.optim)
+        read = (recipe.model, recipe.expand, recipe.distill, recipe.optim, recipe.schedule)
+        settings[name] = (trial, *read)
     assert len(set(map(repr, settings.values()))) == len(ARMS)
     assert all(set(grid.arms) <= set(ARMS) for grid in GRIDS.values())
 

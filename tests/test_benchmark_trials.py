@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import timm_linop
 from benchmarks.recovery_arms import ARMS
 from benchmarks.recovery_branches import NormalisedBranches, branch, fold
-from benchmarks.recovery_chains import branched, expand_by, gained, half_std
+from benchmarks.recovery_chains import DECAY, branched, decaying, expand_by, gained, half_std
 from benchmarks.recovery_trials import TRIALS
 from timm_linop.expand import contract, expand, is_expanded
 
@@ -100,6 +100,21 @@ def test_half_the_std_is_half_of_the_outer_factors() -> None:
     for nth, share in ((0, 0.5), (1, 4.0), (2, 0.5)):
         name = f"parametrizations.weight.original{nth}"
         torch.testing.assert_close(half.get_parameter(name), share * plain.get_parameter(name))
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, groups=2), nn.Linear(5, 7)])
+def test_the_decay_of_a_product_is_a_penalty_on_the_weight(layer: nn.Module) -> None:
+    penalised: Any = expand(copy.deepcopy(layer).double(), 3, "orthogonal", seed=0)
+    trial: Any = layer.double()
+    expand_by(decaying, trial, seed=0)
+    trial.load_state_dict(penalised.state_dict())
+    gradient = DECAY * torch.randn_like(trial.weight)  # as large as the decay
+    (trial.weight * gradient).sum().backward()
+    penalty = DECAY / 2 * penalised.weight.square().sum()
+    ((penalised.weight * gradient).sum() + penalty).backward()
+    for name, factor in penalised.parametrizations.named_parameters():
+        torch.testing.assert_close(trial.parametrizations.get_parameter(name).grad, factor.grad)
+    assert all(each.grad.abs().max() > 0 for each in trial.parametrizations.parameters())
 
 
 def test_normalised_branches_change_nothing_in_training_mode_and_fold_after_a_step(
