@@ -255,5 +255,5 @@ GRIDS = {
     "muon": Grid(*_FASHION, (0.985, 0.92), (*TWICE, *MUON), (8,), 3, _HIGH),
     "mobilenet": Grid("fashion-mnist", "mobilenetv2_050", (0.92, 0.70), tuple(TWICE), (8,), 5),
     "long": Grid(*_FASHION, (0.985, 0.92), ("fine-tuning", "expanded"), (100,), 3, _HIGH),
-    "digits": Grid("digits", "mobilenetv2_050", (0.92, 0.70), tuple(TWICE), (8,), 3),
+    "digits": Grid("digits", "mobilenetv2_050", (0.92, 0.70), tuple(TWICE), (8,), 3, swept=3),
 }
