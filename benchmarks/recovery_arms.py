@@ -34,6 +34,7 @@ EXPANSION = {
     "normalised branches": _PLAIN,
     "expanded, normal, half the std": _PLAIN,
     "expanded, normal, rate 1": f"--rate 1 {_NORMAL}",
+    "expanded, normal, rate 2": f"--rate 2 {_NORMAL}",
     "expanded, normal, rate 5": f"--rate 5 {_NORMAL}",
 }
 # How to train what is expanded, or not.

@@ -89,14 +89,14 @@ def chosen(
         epochs: Length of fine-tuning.
 
     Returns:
-        Rows by seed; none where the sweep is not finished.
+        Rows by seed, of the grid's seeds; none where the sweep is not finished.
     """
     found = grid.sweep(removed, arm, epochs)
     best = found.best(validation_of(rows))
     if best is None:
         return {}
-    at_best = replace(found.cell, lr=best)
-    return {row.seed: row for row in rows if replace(row.cell, seed=at_best.seed) == at_best}
+    at_best = {replace(found.cell, lr=best, seed=seed) for seed in range(grid.seeds)}
+    return {row.seed: row for row in rows if row.cell in at_best}
 
 
 def accuracies(rows: Sequence[Row], grid: Grid, columns: Columns, *, best: bool = False) -> str:

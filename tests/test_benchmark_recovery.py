@@ -118,6 +118,9 @@ def test_tables_show_the_chosen_rate_and_columns_that_are_whole() -> None:
     assert views(cut, SMALL) == {"2 epochs": {"70 %": (0.7, 2)}}
     unswept = [r for r in rows if r.lr != 0.1]
     assert views(unswept, SMALL) == {}
+    fewer = replace(SMALL, seeds=2)  # another grid has run the third one
+    assert views(rows, fewer) == {"2 epochs": COLUMNS}
+    assert "| expanded | 80.5 ± 0.7 | 80.5 ± 0.7 |" in accuracies(rows, fewer, COLUMNS)
 
 
 def test_a_grid_of_several_lengths_has_a_table_a_share() -> None:
