@@ -242,7 +242,9 @@ GRIDS = {
         seeds=3,
         swept=3,
     ),
-    "length": Grid(*_FASHION, (0.92, 0.985), ("fine-tuning", "expanded"), (8, 30, 3), 3, _HIGH),
+    "length": Grid(
+        *_FASHION, (0.92, 0.985), ("fine-tuning", "expanded"), (30, 8, 3), 3, _HIGH, swept=3
+    ),
     "paper": Grid(*_FASHION, _REMOVED, (*TWICE, *SIMILARITY, *STRUCTURE), (8,), 5),
     "expansion": Grid(
         *_FASHION, (0.985, 0.92), ("fine-tuning", "expanded", *EXPANSION), (8,), 3, _HIGH
