@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -150,17 +151,26 @@ def decayed(weight: Tensor) -> Tensor:
     return weight
 
 
-def gained(kappa: float) -> Make:
-    """An orthogonal chain with a gain per layer."""
+def _orthogonal(conv: Callable[..., ConvChain], dense: Callable[..., DenseChain]) -> Make:
+    """Orthogonal chains of other classes than the package's."""
 
     def make(name: str, layer: nn.Module, seed: int) -> LinearChain:
         del name
         options: dict[str, Any] = {"rate": RATE, "init": "orthogonal", "seed": seed}
         if isinstance(layer, nn.Linear):
-            return GainedDenseChain(kappa, **options)
-        return GainedConvChain(kappa, groups=cast(nn.Conv2d, layer).groups, **options)
+            return dense(**options)
+        return conv(groups=cast(nn.Conv2d, layer).groups, **options)
 
     return make
+
+
+def gained(kappa: float) -> Make:
+    """An orthogonal chain with a gain per layer."""
+    return _orthogonal(partial(GainedConvChain, kappa), partial(GainedDenseChain, kappa))
+
+
+# An orthogonal chain with the weight decay on its product.
+decaying = _orthogonal(DecayedConvChain, DecayedDenseChain)
 
 
 def branched(name: str, layer: nn.Module, seed: int) -> LinearChain:
@@ -176,15 +186,6 @@ def half_std(name: str, layer: nn.Module, seed: int) -> LinearChain:
         options: dict[str, Any] = {"rate": RATE, "init": "normal", "seed": seed}
         return RescaledConvChain(0.5, groups=layer.groups, **options)
     return chain_for(layer, RATE, "normal", seed)
-
-
-def decaying(name: str, layer: nn.Module, seed: int) -> LinearChain:
-    """An orthogonal chain with the weight decay on its product."""
-    del name
-    options: dict[str, Any] = {"rate": RATE, "init": "orthogonal", "seed": seed}
-    if isinstance(layer, nn.Linear):
-        return DecayedDenseChain(**options)
-    return DecayedConvChain(groups=cast(nn.Conv2d, layer).groups, **options)
 
 
 def as_wide_as_dense(model: nn.Module) -> Make:
