@@ -9,6 +9,7 @@ TWICE = {
     "fine-tuning + KD": "--rate 0 --gamma 0 --kd-weight 1",
     "expanded + KD": "--rate 3 --gamma 0 --kd-weight 1",
 }
+ALONE = ("fine-tuning", "expanded")  # those of them without a teacher
 MUON = {f"{arm}, Muon": f"{flags} --opt muon" for arm, flags in TWICE.items()}
 SIMILARITY = {
     "fine-tuning + SP": f"--rate 0 {_PAPER}",

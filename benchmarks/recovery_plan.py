@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.recovery_arms import (
+    ALONE,
     EXPANSION,
     GENTLE,
     MUON,
@@ -242,20 +243,14 @@ GRIDS = {
         seeds=3,
         swept=3,
     ),
-    "length": Grid(
-        *_FASHION, (0.92, 0.985), ("fine-tuning", "expanded"), (30, 8, 3), 3, _HIGH, swept=3
-    ),
+    "length": Grid(*_FASHION, (0.92, 0.985), ALONE, (30, 8, 3), 3, _HIGH, swept=3),
     "paper": Grid(*_FASHION, _REMOVED, (*TWICE, *SIMILARITY, *STRUCTURE), (8,), 5),
-    "expansion": Grid(
-        *_FASHION, (0.985, 0.92), ("fine-tuning", "expanded", *EXPANSION), (8,), 3, _HIGH
-    ),
+    "expansion": Grid(*_FASHION, (0.985, 0.92), (*ALONE, *EXPANSION), (8,), 3, _HIGH),
     "gentle": Grid(*_FASHION, (0.92, 0.985), (*TWICE, *GENTLE), (8,), 5, _HIGH),
     "teacher": Grid(*_FASHION, (0.985, 0.92), (*TWICE, *TEACHER), (8,), 3, _HIGH),
-    "training": Grid(
-        *_FASHION, (0.985, 0.92), ("fine-tuning", "expanded", *TRAINING), (8,), 3, _HIGH
-    ),
+    "training": Grid(*_FASHION, (0.985, 0.92), (*ALONE, *TRAINING), (8,), 3, _HIGH),
     "muon": Grid(*_FASHION, (0.985, 0.92), (*TWICE, *MUON), (8,), 3, _HIGH),
     "mobilenet": Grid("fashion-mnist", "mobilenetv2_050", (0.92, 0.70), tuple(TWICE), (8,), 5),
-    "long": Grid(*_FASHION, (0.985, 0.92), ("fine-tuning", "expanded"), (100,), 3, _HIGH),
+    "long": Grid(*_FASHION, (0.985, 0.92), ALONE, (100,), 3, _HIGH),
     "digits": Grid("digits", "mobilenetv2_050", (0.92, 0.70), tuple(TWICE), (8,), 3, swept=3),
 }
