@@ -6,6 +6,7 @@ import copy
 import multiprocessing
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import timm
 import torch
@@ -138,7 +139,11 @@ def test_a_half_precision_model_keeps_its_type_and_nearly_its_outputs(dtype: tor
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_compiler_gives_the_same_outputs_and_gradients() -> None:
+def test_the_compiler_gives_the_same_outputs_and_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The tests' own checks of shapes are nothing to compile; the compiler of torch 2.6 cannot.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     model = nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.SiLU(), nn.Flatten(), nn.Linear(600, 2))
     model, x = expand(model.double(), rate=1), images()
     twin = copy.deepcopy(model)

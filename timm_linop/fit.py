@@ -182,7 +182,10 @@ class Trainer:
         self.batches.set_epoch(epoch)
         if hasattr(self.batches.dataset, "set_epoch"):  # ours draw their augmentation anew
             self.batches.dataset.set_epoch(epoch)
-        rest = skip_first_batches(self.batches, progress.batch) if progress.batch else self.batches
+        rest = self.batches
+        if progress.batch:
+            rest = skip_first_batches(rest, progress.batch)
+            rest.set_epoch(epoch)  # before accelerate 1.15 it began with the order of epoch 0
         start = time.perf_counter() - progress.seconds
         processes = self.accelerator.num_processes
         with self._bar(epoch) as bar:
