@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+from accelerate.utils import DistributedType
 
 import timm_linop
 from tests.training import dense_and_slim, recipe_of, some_steps, trainer_of
-from timm_linop.arrange import arranged
+from timm_linop.arrange import arranged, check_sharding
 from timm_linop.errors import RecipeError, TrainingError
 from timm_linop.expand import contracted_state
 from timm_linop.expanded import factors_of
@@ -145,6 +146,15 @@ def test_sharded_weights_are_put_together_at_the_end(recipe: Recipe) -> None:
     whole = trainer._whole()
     assert whole is not trainer.model
     assert_close(trainer.model.state_dict(), whole.state_dict(), 0)
+
+
+def test_muon_is_refused_where_it_would_see_no_matrices() -> None:
+    zero = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    with pytest.raises(RecipeError, match="--opt nmuon needs the matrices; use --opt sgd"):
+        check_sharding(Recipe(optim=OptimConfig(opt="nmuon")), zero)  # type: ignore[arg-type]
+    assert check_sharding(Recipe(optim=OptimConfig(opt="sgd")), zero)  # type: ignore[arg-type]
+    fsdp = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    assert check_sharding(Recipe(optim=OptimConfig(opt="muon")), fsdp)  # type: ignore[arg-type]
 
 
 def test_shared_statistics_leave_a_model_that_saves_and_reloads(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def check_sharding(recipe: Recipe, accelerator: Accelerator) -> bool:
     """Tell whether processes hold parts of the weights only.
 
     Raises:
-        RecipeError: If the recipe asks for what needs all of them in one place.
+        RecipeError: If the recipe asks for what needs all of them, or whole matrices, in one place.
 
     Example:
         >>> check_sharding(Recipe(), Accelerator(cpu=True))
@@ -66,6 +66,11 @@ def check_sharding(recipe: Recipe, accelerator: Accelerator) -> bool:
             f"{kind.value} spreads the weights over the processes, which --model-ema, "
             "--refine-epochs and --grad-accum-steps do not support; leave them out, or use "
             "multi_gpu.yaml."
+        )
+    if kind == DistributedType.DEEPSPEED and "muon" in recipe.optim.opt.lower():
+        raise RecipeError(
+            f"DeepSpeed cuts the weights into vectors, and --opt {recipe.optim.opt} needs the "
+            "matrices; use --opt sgd, or multi_gpu.yaml or fsdp2.yaml."
         )
     return sharded
 
