@@ -11,6 +11,7 @@ TWICE = {
 }
 ALONE = ("fine-tuning", "expanded")  # those of them without a teacher
 MUON = {f"{arm}, Muon": f"{flags} --opt muon" for arm, flags in TWICE.items()}
+DEFAULT = "fine-tuning + KD, Muon"  # what --recipe default does
 SIMILARITY = {
     "fine-tuning + SP": f"--rate 0 {_PAPER}",
     "LinOP (paper)": f"--rate 3 --init normal {_PAPER}",

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.recovery_arms import (
     ALONE,
+    DEFAULT,
     EXPANSION,
     GENTLE,
     MUON,
@@ -235,7 +236,7 @@ _HIGH = (0.03, 0.1)  # where sweeps of a few arms alone begin
 _FASHION = ("fashion-mnist", "test_resnet")
 # A cell that stands in several of them is run once.
 GRIDS = {
-    "main": Grid(*_FASHION, _REMOVED, tuple(TWICE), (8,), 5),
+    "main": Grid(*_FASHION, _REMOVED, (*TWICE, DEFAULT), (8,), 5, swept=3),
     "full": Grid(
         "fashion-mnist-49k",
         "test_resnet",
