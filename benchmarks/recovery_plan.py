@@ -257,5 +257,13 @@ GRIDS = {
         "fashion-mnist-dense-30", "mobilenetv2_050", (0.92, 0.70), tuple(TWICE), (8,), 5
     ),
     "long": Grid(*_FASHION, (0.985, 0.92), ALONE, (100,), 3, _HIGH),
-    "digits": Grid("digits", "mobilenetv2_050", (0.92, 0.70), tuple(TWICE), (8,), 3, swept=3),
+    "digits": Grid(
+        "digits",
+        "mobilenetv2_050",
+        (0.92, 0.70),
+        (*TWICE, "fine-tuning, Muon", DEFAULT),
+        (8,),
+        seeds=3,
+        swept=3,
+    ),
 }
