@@ -179,13 +179,10 @@ class Trainer:
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         self._schedule(progress.updates)
         set_mixing(self.mixup, self.recipe.optim, epoch)
-        self.batches.set_epoch(epoch)
+        rest = skip_first_batches(self.batches, progress.batch) if progress.batch else self.batches
+        rest.set_epoch(epoch)  # after skipping: before accelerate 1.15 that starts from epoch 0
         if hasattr(self.batches.dataset, "set_epoch"):  # ours draw their augmentation anew
             self.batches.dataset.set_epoch(epoch)
-        rest = self.batches
-        if progress.batch:
-            rest = skip_first_batches(rest, progress.batch)
-            rest.set_epoch(epoch)  # before accelerate 1.15 it began with the order of epoch 0
         start = time.perf_counter() - progress.seconds
         processes = self.accelerator.num_processes
         with self._bar(epoch) as bar:
