@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from torch import Tensor, nn
@@ -26,17 +25,16 @@ from timm_linop.data import ImageData, load_data
 from timm_linop.distill import Teacher
 from timm_linop.errors import DataError
 from timm_linop.evaluation import evaluate
-from timm_linop.expand import contract, contracted_state, expand, is_expanded
+from timm_linop.expand import contract, contracted_state, is_expanded
 from timm_linop.fit import Trainer
-from timm_linop.optim import is_plain_sgd
-from timm_linop.recipe import DataConfig, DistillConfig, OptimConfig, Recipe, ScheduleConfig
+from timm_linop.recipe import DataConfig, OptimConfig, Recipe, ScheduleConfig
 from timm_linop.resume import Stop
 
 SOURCES = {"fashion-mnist": "idx:/usr/share/datasets/fashion-mnist", "digits": "digits"}
 MEAN, STD = 0.2860, 0.3530
 BATCH = 64
 # At output stride 16 the last map of a 28 px image is 2 x 2.
-ARCHITECTURE, ARGUMENTS = "test_resnet", {"in_chans": 1, "num_classes": 10, "output_stride": 16}
+ARGUMENTS: dict[str, Any] = {"in_chans": 1, "num_classes": 10, "output_stride": 16}
 SIZE = (1, 28, 28)
 
 
@@ -167,46 +165,3 @@ def accuracy(model: nn.Module, images: TensorDataset) -> float:
     """Top-1 in percent."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     return evaluate(model, accelerator.prepare(loader(images, batch=500)), accelerator).top1
-
-
-def dense(seed: int) -> nn.Module:
-    """Draw the dense network."""
-    torch.manual_seed(seed)
-    return timm.create_model(ARCHITECTURE, **ARGUMENTS)
-
-
-def fine_tuned(
-    slim: nn.Module,
-    teacher: nn.Module,
-    splits: Splits,
-    arm: Mapping[str, Any],
-    lr: float,
-    epochs: int,
-    seed: int,
-) -> Score:
-    """Fine-tune a copy of a slim network.
-
-    Args:
-        slim: The network; it stays as it is.
-        teacher: The dense one.
-        splits: The data.
-        arm: ``rate`` and ``init`` of the expansion, and fields of DistillConfig.
-        lr: Learning rate.
-        epochs: Epochs.
-        seed: Of factors and batches.
-    """
-    arm = dict(arm)
-    rate, init = arm.pop("rate", 0), arm.pop("init", "orthogonal")
-    distill = DistillConfig(**{"gamma": 0.0, **arm})
-    recipe = recipe_of(lr, epochs, distill=distill)
-    student = copy.deepcopy(slim)
-    if rate:
-        expand(student, rate, init, seed=seed, compact=is_plain_sgd(recipe.optim))
-    asked = teacher if distill.gamma or distill.kd_weight else None
-    return fit(student, splits, recipe, seed, asked)[1]
-
-
-def stacked(images: TensorDataset, count: int) -> list[tuple[Tensor, Tensor]]:
-    """The first images, in one batch, as pruning scores are taken from."""
-    pixels, labels = images[:count]
-    return [(pixels, labels)]

@@ -10,25 +10,30 @@ Sized to about 40 minutes on two cores; ``--train 55000 --epochs 30`` for a GPU.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 
 from benchmarks import fashion
 from benchmarks.rows import append, read_rows
 from timm_linop.bench import count_macs, count_parameters
+from timm_linop.expand import expand
+from timm_linop.optim import is_plain_sgd
 from timm_linop.pruning import Training, pruned
-from timm_linop.recipe import ScheduleConfig
+from timm_linop.recipe import DistillConfig, ScheduleConfig
 
 RESULTS = Path(__file__).with_name("results") / "pruning.csv"
+ARCHITECTURE = "test_resnet"
 METHODS = ("magnitude", "admm", "tpp", "curl")
 REMOVED = (0.70, 0.90, 0.95)
 ARMS: dict[str, dict[str, Any]] = {
@@ -96,7 +101,7 @@ class Comparison:
         dense, reached = self.dense(seed)
         slim, pruning_seconds = self.slim(method, removed, seed)
         before = fashion.accuracy(slim, self.splits.test)
-        score = fashion.fine_tuned(slim, dense, self.splits, ARMS[arm], lr, self.epochs, seed)
+        score = fine_tuned(slim, dense, self.splits, ARMS[arm], lr, self.epochs, seed)
         costs = count_parameters(slim), count_macs(slim, fashion.SIZE)
         found = (score.validation, score.test, pruning_seconds, score.seconds)
         self.rows.append(Row(*key, *costs, reached, before, *found))
@@ -104,7 +109,9 @@ class Comparison:
 
     def _dense(self, seed: int) -> tuple[nn.Module, float]:
         recipe = fashion.recipe_of(0.1, 2 * self.epochs)
-        model, score = fashion.fit(fashion.dense(seed), self.splits, recipe, seed)
+        torch.manual_seed(seed)
+        drawn = timm.create_model(ARCHITECTURE, **fashion.ARGUMENTS)
+        model, score = fashion.fit(drawn, self.splits, recipe, seed)
         return model, score.test
 
     def _slim(self, method: str, removed: float, seed: int) -> tuple[nn.Module, float]:
@@ -119,7 +126,7 @@ class Comparison:
         slim, _ = pruned(
             dense,
             torch.zeros(1, *fashion.SIZE),
-            batches=fashion.stacked(self.splits.train, 256),
+            batches=[self.splits.train[:256]],
             training=training,
             method=method,
             target_params=1 - removed,
@@ -127,6 +134,37 @@ class Comparison:
             floor=0.05,
         )
         return slim, time.perf_counter() - started
+
+
+def fine_tuned(
+    slim: nn.Module,
+    teacher: nn.Module,
+    splits: fashion.Splits,
+    arm: Mapping[str, Any],
+    lr: float,
+    epochs: int,
+    seed: int,
+) -> fashion.Score:
+    """Fine-tune a copy of a slim network.
+
+    Args:
+        slim: The network; it stays as it is.
+        teacher: The dense one.
+        splits: The data.
+        arm: ``rate`` and ``init`` of the expansion, and fields of DistillConfig.
+        lr: Learning rate.
+        epochs: Epochs.
+        seed: Of factors and batches.
+    """
+    arm = dict(arm)
+    rate, init = arm.pop("rate", 0), arm.pop("init", "orthogonal")
+    distill = DistillConfig(**{"gamma": 0.0, **arm})
+    recipe = fashion.recipe_of(lr, epochs, distill=distill)
+    student = copy.deepcopy(slim)
+    if rate:
+        expand(student, rate, init, seed=seed, compact=is_plain_sgd(recipe.optim))
+    asked = teacher if distill.gamma or distill.kd_weight else None
+    return fashion.fit(student, splits, recipe, seed, asked)[1]
 
 
 def best_rate(rows: Sequence[Row], removed: float, arm: str) -> float:

@@ -32,10 +32,11 @@ from torch import nn
 
 import timm_linop
 from benchmarks import fashion
+from benchmarks.recovery_answers import answers
 from benchmarks.recovery_arms import ARMS
 from benchmarks.recovery_chains import DECAY
 from benchmarks.recovery_figures import draw
-from benchmarks.recovery_plan import DATA, GRIDS, NETWORKS, Cell, Grid, Row, validation_of
+from benchmarks.recovery_plan import DATA, GRIDS, Cell, Grid, Row, Rows, by_cell, validation_of
 from benchmarks.recovery_summary import report, views
 from benchmarks.recovery_trials import TRIALS
 from benchmarks.rows import append, read_rows
@@ -83,7 +84,7 @@ def slim_folder(cell: Cell) -> Path:
 def make_dense(data: str, model: str, seed: int, folder: Path) -> None:
     """Train a dense network."""
     torch.manual_seed(seed)
-    drawn = timm.create_model(model, in_chans=1, num_classes=10, **NETWORKS[model])
+    drawn = timm.create_model(model, **fashion.ARGUMENTS)
     recipe = fashion.recipe_of(0.1, DATA[data].dense_epochs)
     trained, score = fashion.fit(drawn, splits(data), recipe, seed)
     _keep(trained, folder, score.test)
@@ -179,7 +180,7 @@ def run(grids: Sequence[Grid], output: Path, minutes: float, workers: int) -> No
         minutes: Nothing is begun after so long.
         workers: Processes, of one thread each.
     """
-    rows, deadline = read_rows(output, Row), time.monotonic() + 60 * minutes
+    rows, deadline = by_cell(read_rows(output, Row)), time.monotonic() + 60 * minutes
     print(f"{len(rows)} rows are in {output}; {_left(grids, rows)}", flush=True)
     running: dict[Future[Any], Task] = {}
     spawn = multiprocessing.get_context("spawn")
@@ -196,19 +197,19 @@ def run(grids: Sequence[Grid], output: Path, minutes: float, workers: int) -> No
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 del running[future]
                 if isinstance(row := future.result(), Row):
-                    rows.append(row)
+                    rows[row.cell] = row
                     append(output, row, ABOUT)
 
 
 def _waiting(
-    grids: Sequence[Grid], rows: Sequence[Row], running: Mapping[Future[Any], Task]
+    grids: Sequence[Grid], rows: Rows, running: Mapping[Future[Any], Task]
 ) -> Iterator[Task]:
     validation = validation_of(rows)
     tasks = (ready(cell) for grid in grids for cell in grid.missing(validation))
     yield from (task for task in dict.fromkeys(tasks) if task not in running.values())
 
 
-def _left(grids: Sequence[Grid], rows: Sequence[Row]) -> str:
+def _left(grids: Sequence[Grid], rows: Rows) -> str:
     validation = validation_of(rows)
     missing = {cell for grid in grids for cell in grid.missing(validation)}
     return f"{len(missing)} are missing, and those that their sweeps will ask for"
@@ -228,7 +229,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def tables(rows: Sequence[Row]) -> str:
+def tables(rows: Rows) -> str:
     """Lay out the tables of all grids that have a whole column, as docs/recovery.md ends.
 
     Args:
@@ -238,12 +239,31 @@ def tables(rows: Sequence[Row]) -> str:
 
 
 def _summarise(output: Path) -> None:
-    rows = read_rows(output, Row)
-    print(tables(rows))
+    rows = by_cell(read_rows(output, Row))
+    print(answers(rows), tables(rows), sep="\n\n")
     for name, grid in GRIDS.items():
         for title, columns in views(rows, grid).items():
             path = output.with_name(f"recovery_{name}_{title.split()[0]}.png")
             draw(rows, grid, columns, path)
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], Any]:
+    """Give what reads a flag that is to be above 0.
+
+    Args:
+        kind: `int` or `float`.
+    """
+
+    def read(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = 0
+        if not number > 0:
+            raise argparse.ArgumentTypeError(f"{text} is no {kind.__name__} above 0")
+        return number
+
+    return read
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -267,25 +287,6 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped; the same command goes on with what is missing", file=sys.stderr)
         return 130
     return 0
-
-
-def positive(kind: type[int] | type[float]) -> Callable[[str], Any]:
-    """Give what reads a flag that is to be above 0.
-
-    Args:
-        kind: `int` or `float`.
-    """
-
-    def read(text: str) -> float:
-        try:
-            number = kind(text)
-        except ValueError:
-            number = 0
-        if not number > 0:
-            raise argparse.ArgumentTypeError(f"{text} is no {kind.__name__} above 0")
-        return number
-
-    return read
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """The arms of the recovery study: flags of train.py, and trials that only the study knows."""
 
 _PAPER = "--gamma 3000 --pairs all --reduction sum"
+_PLAIN, _WIDE = "--rate 0 --gamma 0", "--rate 3 --gamma 0"
 # From the pruned weights: each with and without expansion, which is the question.
-_PLAIN = "--rate 0 --gamma 0"
 TWICE = {
     "fine-tuning": _PLAIN,
-    "expanded": "--rate 3 --gamma 0",
-    "fine-tuning + KD": "--rate 0 --gamma 0 --kd-weight 1",
-    "expanded + KD": "--rate 3 --gamma 0 --kd-weight 1",
+    "expanded": _WIDE,
+    "fine-tuning + KD": f"{_PLAIN} --kd-weight 1",
+    "expanded + KD": f"{_WIDE} --kd-weight 1",
 }
 ALONE = ("fine-tuning", "expanded")  # those of them without a teacher
 MUON = {f"{arm}, Muon": f"{flags} --opt muon" for arm, flags in TWICE.items()}
@@ -18,7 +18,7 @@ SIMILARITY = {
 }
 # From new weights in the pruned shape.
 STRUCTURE = {
-    "from scratch": "--reinit --rate 0 --gamma 0",
+    "from scratch": f"--reinit {_PLAIN}",
     "ExpandNets": "--reinit --rate 3 --init normal --gamma 0",
     "vanilla distillation": f"--reinit --rate 0 {_PAPER}",
 }
@@ -26,8 +26,8 @@ STRUCTURE = {
 _NORMAL = "--gamma 0 --init normal"
 EXPANSION = {
     "expanded, normal": f"--rate 3 {_NORMAL}",
-    "expanded, balanced": "--rate 3 --gamma 0 --init balanced",
-    "expanded, not the classifier": "--rate 3 --gamma 0 --exclude fc",
+    "expanded, balanced": f"{_WIDE} --init balanced",
+    "expanded, not the classifier": f"{_WIDE} --exclude fc",
     # By `recovery_trials.TRIALS`.
     "expanded, gain, kappa 0.1": _PLAIN,
     "expanded, gain, kappa 1": _PLAIN,
@@ -40,19 +40,16 @@ EXPANSION = {
     "expanded, normal, rate 5": f"--rate 5 {_NORMAL}",
 }
 # How to train what is expanded, or not.
-_AVERAGED = "--gamma 0 --model-ema --model-ema-decay 0.99"
+_AVERAGED = "--model-ema --model-ema-decay 0.99"
 TRAINING = {
     "expanded, decay of the product": f"{_PLAIN} --chain-decay none",  # a trial
-    "expanded, no decay of factors": "--rate 3 --gamma 0 --chain-decay none",
+    "expanded, no decay of factors": f"{_WIDE} --chain-decay none",
     "fine-tuning, warm-up 3": f"{_PLAIN} --warmup-epochs 3",
-    "expanded, warm-up 3": "--rate 3 --gamma 0 --warmup-epochs 3",
-    "fine-tuning, averaged": f"--rate 0 {_AVERAGED}",
-    "expanded, averaged": f"--rate 3 {_AVERAGED}",
+    "expanded, warm-up 3": f"{_WIDE} --warmup-epochs 3",
+    "fine-tuning, averaged": f"{_PLAIN} {_AVERAGED}",
+    "expanded, averaged": f"{_WIDE} {_AVERAGED}",
 }
-NORMALISED = {
-    "normalised branches": _PLAIN,
-    "normalised branches + KD": TWICE["fine-tuning + KD"],
-}
+NORMALISED = {"normalised branches + KD": TWICE["fine-tuning + KD"]}  # likewise a trial
 # SP-KD more gently than in the paper, with and without expansion and KD.
 _SP = "--gamma 100 --reduction mean"
 GENTLE = {
@@ -63,8 +60,8 @@ GENTLE = {
 }
 # What the teacher gives: ablations, without expansion.
 TEACHER = {
-    "fine-tuning + KD 3": "--rate 0 --gamma 0 --kd-weight 3",
-    "fine-tuning + KD 0.3": "--rate 0 --gamma 0 --kd-weight 0.3",
+    "fine-tuning + KD 3": f"{_PLAIN} --kd-weight 3",
+    "fine-tuning + KD 0.3": f"{_PLAIN} --kd-weight 0.3",
     "fine-tuning + mean SP, gamma 10": "--rate 0 --gamma 10 --reduction mean",
     "fine-tuning + mean SP, gamma 1000": "--rate 0 --gamma 1000 --reduction mean",
     "fine-tuning + mean SP, all": f"--rate 0 {_SP} --pairs all",
@@ -83,4 +80,17 @@ ARMS = {
     **NORMALISED,
     **GENTLE,
     **TEACHER,
+}
+# Each expanded arm, and the same without expansion.
+EXPANDED = {
+    "expanded": "fine-tuning",
+    "expanded + KD": "fine-tuning + KD",
+    "expanded, Muon": "fine-tuning, Muon",
+    "expanded + KD, Muon": "fine-tuning + KD, Muon",
+    "LinOP (paper)": "fine-tuning + SP",
+    "ExpandNets": "from scratch",
+    "expanded, warm-up 3": "fine-tuning, warm-up 3",
+    "expanded, averaged": "fine-tuning, averaged",
+    "expanded + mean SP": "fine-tuning + mean SP",
+    "expanded + KD + mean SP": "fine-tuning + KD + mean SP",
 }

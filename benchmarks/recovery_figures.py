@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
 
-from benchmarks.recovery_plan import Grid, Row
+from benchmarks.recovery_plan import Grid, Rows
 from benchmarks.recovery_summary import PLAIN, Columns, chosen, difference
 from timm_linop.plots.canvas import (
     BLUE,
@@ -28,7 +28,7 @@ _COLOURS = (BLUE, SKY, GREEN, PINK, ORANGE, YELLOW, GREY, "#000000", "#A0522D")
 _DOTS: dict[str, Any] = {"markersize": 3, "capsize": 2}
 
 
-def draw(rows: Sequence[Row], grid: Grid, columns: Columns, path: Path) -> None:
+def draw(rows: Rows, grid: Grid, columns: Columns, path: Path) -> None:
     """Draw curves where that can be read, else the differences alone.
 
     Args:
@@ -43,7 +43,7 @@ def draw(rows: Sequence[Row], grid: Grid, columns: Columns, path: Path) -> None:
         curves(rows, grid, columns, path)
 
 
-def curves(rows: Sequence[Row], grid: Grid, columns: Columns, path: Path) -> None:
+def curves(rows: Rows, grid: Grid, columns: Columns, path: Path) -> None:
     """Draw accuracies by weights removed or by length, below the differences to fine-tuning.
 
     Args:
@@ -61,7 +61,7 @@ def curves(rows: Sequence[Row], grid: Grid, columns: Columns, path: Path) -> Non
         above.plot(range(len(columns)), means, "o-", color=colour, markersize=3, label=arm)
         if arm != PLAIN:
             shift = 0.06 * (nth - len(grid.arms) / 2)
-            spans = [difference(rows, grid, *place, arm, PLAIN) for place in columns.values()]
+            spans = [difference(rows, grid, [place], arm, PLAIN) for place in columns.values()]
             _spans(below, {x + shift: span for x, span in enumerate(spans)}, colour)
     for axes in (above, below):
         axes.set_xticks(range(len(columns)), list(columns))
@@ -72,7 +72,7 @@ def curves(rows: Sequence[Row], grid: Grid, columns: Columns, path: Path) -> Non
     save(drawn, path)
 
 
-def differences(rows: Sequence[Row], grid: Grid, columns: Columns, path: Path) -> None:
+def differences(rows: Rows, grid: Grid, columns: Columns, path: Path) -> None:
     """Draw paired differences to fine-tuning with their intervals, an arm a line.
 
     Args:
@@ -86,7 +86,7 @@ def differences(rows: Sequence[Row], grid: Grid, columns: Columns, path: Path) -
     for nth, (name, place) in enumerate(columns.items()):
         axes = new_axes(drawn, "x", len(columns), nth + 1)
         axes.axvline(0, color=GREY, linewidth=0.8)
-        spans = [difference(rows, grid, *place, arm, PLAIN) for arm in arms]
+        spans = [difference(rows, grid, [place], arm, PLAIN) for arm in arms]
         _spans(axes, dict(enumerate(spans)), BLUE, lying=True)
         axes.set_yticks(range(len(arms)), arms if nth == 0 else [""] * len(arms), fontsize=8)
         axes.set_title(name, fontsize=9)

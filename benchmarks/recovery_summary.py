@@ -8,14 +8,16 @@ from statistics import fmean, stdev
 
 from scipy.stats import ttest_rel
 
-from benchmarks.recovery_plan import Grid, Row, validation_of
+from benchmarks.recovery_arms import EXPANDED
+from benchmarks.recovery_plan import Grid, Row, Rows, validation_of
 
-# Where a table's columns come from: share of weights removed, and epochs of fine-tuning.
-Columns = Mapping[str, tuple[float, int]]
+# Where a column comes from: share of weights removed, and epochs of fine-tuning.
+Place = tuple[float, int]
+Columns = Mapping[str, Place]
 PLAIN, TAUGHT = "fine-tuning", "fine-tuning + KD"
 
 
-def report(rows: Sequence[Row], name: str, grid: Grid) -> str:
+def report(rows: Rows, name: str, grid: Grid) -> str:
     """Lay out all tables of a grid.
 
     Args:
@@ -33,9 +35,9 @@ def report(rows: Sequence[Row], name: str, grid: Grid) -> str:
             f"Test accuracy after the last epoch:\n\n{accuracies(rows, grid, columns)}",
             f"After the best epoch:\n\n{accuracies(rows, grid, columns, best=True)}",
         ]
-        for against in (each for each in (PLAIN, TAUGHT) if each in grid.arms):
-            told = differences(rows, grid, columns, against)
-            parts.append(f"Paired differences to {against}, points:\n\n{told}")
+        for named, pairs in pairings(grid).items():
+            told = differences(rows, grid, columns, pairs)
+            parts.append(f"Paired differences {named}, points:\n\n{told}")
         for column, (removed, epochs) in columns.items():
             told = sweep(rows, grid, removed, epochs)
             seeds = "seed 0" if grid.swept == 1 else f"{grid.swept} seeds"
@@ -44,7 +46,25 @@ def report(rows: Sequence[Row], name: str, grid: Grid) -> str:
     return "\n\n".join(parts)
 
 
-def views(rows: Sequence[Row], grid: Grid) -> Mapping[str, Columns]:
+def pairings(grid: Grid) -> Mapping[str, Mapping[str, str]]:
+    """Tell which differences a grid shows.
+
+    Args:
+        grid: The grid.
+
+    Returns:
+        By what they are to: arms, each with the one that is subtracted.
+    """
+    found = {
+        f"to {each}": {arm: each for arm in grid.arms if arm != each}
+        for each in (PLAIN, TAUGHT)
+        if each in grid.arms
+    }
+    twice = {arm: plain for arm, plain in EXPANDED.items() if {arm, plain} <= set(grid.arms)}
+    return found | ({"of expanded arms to the same without expansion": twice} if twice else {})
+
+
+def views(rows: Rows, grid: Grid) -> Mapping[str, Columns]:
     """Tell what tables a grid has: one of all shares, or one a share over several lengths.
 
     Args:
@@ -65,20 +85,19 @@ def views(rows: Sequence[Row], grid: Grid) -> Mapping[str, Columns]:
             for name, share in shares
         }
     whole = {
-        title: {name: place for name, place in columns.items() if _whole(rows, grid, *place)}
+        title: {name: place for name, place in columns.items() if is_whole(rows, grid, *place)}
         for title, columns in found.items()
     }
     return {title: columns for title, columns in whole.items() if columns}
 
 
-def _whole(rows: Sequence[Row], grid: Grid, removed: float, epochs: int) -> bool:
+def is_whole(rows: Rows, grid: Grid, removed: float, epochs: int) -> bool:
+    """Tell whether all arms of a grid are done on all seeds."""
     found = (chosen(rows, grid, removed, arm, epochs) for arm in grid.arms)
     return all(len(seeds) == grid.seeds for seeds in found)
 
 
-def chosen(
-    rows: Sequence[Row], grid: Grid, removed: float, arm: str, epochs: int
-) -> Mapping[int, Row]:
+def chosen(rows: Rows, grid: Grid, removed: float, arm: str, epochs: int) -> Mapping[int, Row]:
     """Pick an arm's rows at the learning rate that its sweep chose.
 
     Args:
@@ -95,11 +114,11 @@ def chosen(
     best = found.best(validation_of(rows))
     if best is None:
         return {}
-    at_best = {replace(found.cell, lr=best, seed=seed) for seed in range(grid.seeds)}
-    return {row.seed: row for row in rows if row.cell in at_best}
+    at_best = (replace(found.cell, lr=best, seed=seed) for seed in range(grid.seeds))
+    return {cell.seed: rows[cell] for cell in at_best if cell in rows}
 
 
-def accuracies(rows: Sequence[Row], grid: Grid, columns: Columns, *, best: bool = False) -> str:
+def accuracies(rows: Rows, grid: Grid, columns: Columns, *, best: bool = False) -> str:
     """Lay out test accuracies, arms down.
 
     Args:
@@ -122,7 +141,7 @@ def accuracies(rows: Sequence[Row], grid: Grid, columns: Columns, *, best: bool 
     return "\n".join(lines)
 
 
-def sweep(rows: Sequence[Row], grid: Grid, removed: float, epochs: int) -> str:
+def sweep(rows: Rows, grid: Grid, removed: float, epochs: int) -> str:
     """Lay out the sweeps of all arms: mean validation accuracy by learning rate, the chosen bold.
 
     Args:
@@ -144,47 +163,58 @@ def sweep(rows: Sequence[Row], grid: Grid, removed: float, epochs: int) -> str:
     return "\n".join(lines)
 
 
-def differences(rows: Sequence[Row], grid: Grid, columns: Columns, against: str) -> str:
-    """Lay out paired differences to an arm; those whose interval is clear of zero are bold.
+def differences(rows: Rows, grid: Grid, columns: Columns, pairs: Mapping[str, str]) -> str:
+    """Lay out paired differences of arms; those whose interval is clear of zero are bold.
 
     Args:
         rows: Those of the CSV.
         grid: What to show.
-        columns: What stands across, of `views`.
-        against: The arm that is subtracted.
+        columns: What stands across, of `views`; several shares have their mean beside them.
+        pairs: Arms, and those that are subtracted.
     """
-    lines = _head("arm", columns)
-    for arm in (arm for arm in grid.arms if arm != against):
-        found = (difference(rows, grid, *place, arm, against) for place in columns.values())
-        lines.append(_line(arm, (_interval(*each) for each in found)))
+    places = {name: [place] for name, place in columns.items()}
+    if len(places) > 1 and len(grid.epochs) == 1:
+        places["mean"] = list(columns.values())
+    lines = _head("arm", places)
+    for arm, against in pairs.items():
+        found = (difference(rows, grid, each, arm, against) for each in places.values())
+        lines.append(_line(arm, (interval(*each) for each in found)))
     return "\n".join(lines)
 
 
 def difference(
-    rows: Sequence[Row], grid: Grid, removed: float, epochs: int, arm: str, against: str
+    rows: Rows, grid: Grid, places: Sequence[Place], arm: str, against: str
 ) -> tuple[float, float, float]:
     """Compare two arms seed by seed, by a paired t test.
 
     Args:
         rows: Those of the CSV.
         grid: Whose arms they are.
-        removed: Share of weights removed.
-        epochs: Length of fine-tuning.
+        places: Shares and lengths; a seed counts with its mean over them.
         arm: The one.
         against: The other, which is subtracted.
 
     Returns:
         Mean difference of test accuracies after the last epoch in points, and its 95 % interval.
     """
-    own, other = (chosen(rows, grid, removed, each, epochs) for each in (arm, against))
-    pairs = [own[seed].test for seed in sorted(own)], [other[seed].test for seed in sorted(own)]
-    interval = ttest_rel(*pairs).confidence_interval(0.95)
-    return fmean(pairs[0]) - fmean(pairs[1]), float(interval.low), float(interval.high)
+    own, other = (_tests(rows, grid, places, each) for each in (arm, against))
+    found = ttest_rel(own, other).confidence_interval(0.95)
+    return fmean(own) - fmean(other), float(found.low), float(found.high)
 
 
-def _interval(mean: float, low: float, high: float) -> str:
-    told = f"**{mean:+.2f}**" if low > 0 or high < 0 else f"{mean:+.2f}"
-    return f"{told} [{low:+.2f}, {high:+.2f}]"
+def _tests(rows: Rows, grid: Grid, places: Sequence[Place], arm: str) -> list[float]:
+    found = [chosen(rows, grid, removed, arm, epochs) for removed, epochs in places]
+    return [fmean(seeds[seed].test for seeds in found) for seed in range(grid.seeds)]
+
+
+def signed(mean: float, low: float, high: float) -> str:
+    """Write a difference, bold where its interval is clear of zero."""
+    return f"**{mean:+.2f}**" if low > 0 or high < 0 else f"{mean:+.2f}"
+
+
+def interval(mean: float, low: float, high: float) -> str:
+    """Write a difference and its interval."""
+    return f"{signed(mean, low, high)} [{low:+.2f}, {high:+.2f}]"
 
 
 def _spread(seeds: Mapping[int, Row], column: str) -> str:

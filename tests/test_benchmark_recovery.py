@@ -15,9 +15,28 @@ from matplotlib.figure import Figure
 from benchmarks import recovery_figures
 from benchmarks.fashion import Score
 from benchmarks.recovery import RESULTS, main, run, tables
-from benchmarks.recovery_arms import ARMS, DEFAULT
-from benchmarks.recovery_plan import GRIDS, LADDER, RATES, Cell, Grid, Row, validation_of
-from benchmarks.recovery_summary import accuracies, chosen, difference, differences, sweep, views
+from benchmarks.recovery_answers import answers
+from benchmarks.recovery_arms import ARMS, DEFAULT, EXPANDED
+from benchmarks.recovery_plan import (
+    GRIDS,
+    LADDER,
+    RATES,
+    Cell,
+    Grid,
+    Row,
+    by_cell,
+    validation_of,
+)
+from benchmarks.recovery_summary import (
+    accuracies,
+    chosen,
+    difference,
+    differences,
+    interval,
+    pairings,
+    sweep,
+    views,
+)
 from benchmarks.recovery_trials import TRIALS
 from benchmarks.rows import read_rows
 from timm_linop.flags import parse
@@ -45,10 +64,11 @@ def row(cell: Cell, test: float) -> Row:
     return Row(*values)
 
 
-def rows_of(grid: Grid, lr: float, test: Callable[[Cell], float]) -> list[Row]:
+def rows_of(grid: Grid, lr: float, test: Callable[[Cell], float]) -> dict[Cell, Row]:
     """Rows of a whole grid whose best rate is known."""
     cells = carried_out(grid, peak_at(lr))
-    return [replace(row(cell, test(cell)), validation=peak_at(lr)(cell)) for cell in cells]
+    reached = peak_at(lr)
+    return {c: replace(row(c, test(c)), validation=reached(c)) for c in cells}
 
 
 def test_each_arm_is_swept_then_its_best_rate_runs_on_all_seeds() -> None:
@@ -102,21 +122,48 @@ def test_the_interval_is_the_textbook_one() -> None:
     # Differences 1, 2, 3: mean 2, standard error 1/sqrt(3), t(2, 0.975) = 4.3027.
     gain = {0: 1.0, 1: 2.0, 2: 3.0}
     rows = rows_of(SMALL, 0.03, lambda c: 80 + (gain[c.seed] if c.arm == "expanded" else 0))
-    found = difference(rows, SMALL, 0.7, 2, "expanded", "fine-tuning")
+    found = difference(rows, SMALL, [(0.7, 2)], "expanded", "fine-tuning")
     assert found == pytest.approx((2.0, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
-    assert "+2.00 [-0.48, +4.48]" in differences(rows, SMALL, COLUMNS, "fine-tuning")
+
+
+def test_the_mean_of_several_shares_is_taken_seed_by_seed() -> None:
+    # The seeds' means are 1, 2, 3, though each share by itself differs from seed to seed.
+    gain = {0.7: (2.0, 0.0, 4.0), 0.9: (0.0, 4.0, 2.0)}
+    rows = rows_of(
+        SMALL, 0.03, lambda c: 80 + (gain[c.removed][c.seed] if c.arm == "expanded" else 0)
+    )
+    told = differences(rows, SMALL, COLUMNS, {"expanded": "fine-tuning"})
+    assert told.splitlines() == [
+        "| arm | 70 % | 90 % | mean |",
+        "|---|---|---|---|",
+        "| expanded | +2.00 [-2.97, +6.97] | +2.00 [-2.97, +6.97] | +2.00 [-0.48, +4.48] |",
+    ]
+    one = differences(rows, SMALL, {"70 %": (0.7, 2)}, {"expanded": "fine-tuning"})
+    assert one.splitlines()[0] == "| arm | 70 % |"
+
+
+def test_expanded_arms_are_compared_to_the_same_without() -> None:
+    assert pairings(SMALL) == {
+        "to fine-tuning": {"expanded": "fine-tuning"},
+        "of expanded arms to the same without expansion": {"expanded": "fine-tuning"},
+    }
+    assert pairings(replace(SMALL, arms=("expanded",))) == {}
+    for arm, plain in EXPANDED.items():
+        slim = ARMS[arm].replace("--rate 3", "--rate 0").replace(" --init normal", "")
+        assert slim == ARMS[plain] != ARMS[arm]
 
 
 def test_tables_show_the_chosen_rate_and_columns_that_are_whole() -> None:
     rows = rows_of(SMALL, 0.03, lambda c: 80.0 + c.seed if c.lr == 0.03 else 99.0)
     assert "| expanded | 81.0 ± 1.0 | 81.0 ± 1.0 |" in accuracies(rows, SMALL, COLUMNS)
     assert "| expanded | 80.0 ± 1.0 | 80.0 ± 1.0 |" in accuracies(rows, SMALL, COLUMNS, best=True)
-    swept = {lr: f"{row.validation:.1f}" for row in rows for lr in [row.lr]}
+    swept = {cell.lr: f"{row.validation:.1f}" for cell, row in rows.items()}
     told = " | ".join(f"**{v}**" if lr == 0.03 else v for lr, v in sorted(swept.items()))
     assert f"| expanded | {told} |" in sweep(rows, SMALL, 0.7, 2)
-    cut = [r for r in rows if not (r.removed == 0.9 and r.arm == "expanded" and r.seed == 2)]
+    last = {"removed": 0.9, "arm": "expanded", "seed": 2}
+    cut = {c: r for c, r in rows.items() if not last.items() <= vars(c).items()}
     assert views(cut, SMALL) == {"2 epochs": {"70 %": (0.7, 2)}}
-    unswept = [r for r in rows if r.lr != 0.1]
+    unswept = {c: r for c, r in rows.items() if c.lr != 0.1}
     assert views(unswept, SMALL) == {}
     fewer = replace(SMALL, seeds=2)  # another grid has run the third one
     assert views(rows, fewer) == {"2 epochs": COLUMNS}
@@ -126,7 +173,8 @@ def test_tables_show_the_chosen_rate_and_columns_that_are_whole() -> None:
 def test_a_grid_of_several_lengths_has_a_table_a_share() -> None:
     several = replace(SMALL, epochs=(8, 2))
     rows = rows_of(several, 0.03, lambda c: 80.0 + c.epochs)
-    found = views([row for row in rows if (row.removed, row.epochs) != (0.9, 8)], several)
+    cut = {c: r for c, r in rows.items() if (c.removed, c.epochs) != (0.9, 8)}
+    found = views(cut, several)
     assert found == {
         "70 % removed": {"2 epochs": (0.7, 2), "8 epochs": (0.7, 8)},
         "90 % removed": {"2 epochs": (0.9, 2)},
@@ -178,7 +226,7 @@ def test_a_run_that_is_taken_up_again_does_what_is_missing_to_the_same_end(
     grid = Grid("digits", "test_resnet", (0.7,), ("fine-tuning + KD",), (2,), 1, (0.03, 0.1))
     run([grid], tmp_path / "rows.csv", math.inf, 1)
     rows = read_rows(tmp_path / "rows.csv", Row)
-    assert not list(grid.missing(validation_of(rows)))
+    assert not list(grid.missing(validation_of(by_cell(rows))))
     assert max(row.test for row in rows) > 50 and len({row.dense for row in rows}) == 1
     lines = (tmp_path / "rows.csv").read_text().splitlines()
     (tmp_path / "rows.csv").write_text("\n".join(lines[:-1]) + "\n")
@@ -188,35 +236,47 @@ def test_a_run_that_is_taken_up_again_does_what_is_missing_to_the_same_end(
 
 
 ROOT = Path(__file__).parents[1]
-ROWS = read_rows(RESULTS, Row)
+ROWS = by_cell(read_rows(RESULTS, Row))
 MAIN = GRIDS["main"]
 
 
 def test_the_page_ends_with_the_tables_of_the_rows() -> None:
     page = (ROOT / "docs" / "recovery.md").read_text(encoding="utf-8")
     assert page.endswith(f"\n{tables(ROWS)}\n")
+    assert f"\n{answers(ROWS)}\n" in page
 
 
 def test_the_readme_holds_the_table_of_the_rows() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (columns,) = views(ROWS, MAIN).values()
     assert f"\n{accuracies(ROWS, MAIN, columns)}\n" in readme
+    grid = GRIDS["default"]
+    told = " ".join(readme.split())
+    for columns in views(ROWS, grid).values():
+        for share, place in columns.items():
+            found = interval(*difference(ROWS, grid, [place], DEFAULT, "fine-tuning"))
+            assert f"{found.replace('*', '')} at {share}" in told
 
 
 def test_the_default_recipe_is_the_measured_best() -> None:
-    """Of the shares at which all arms are done, from 92 % on, by the mean over shares and seeds."""
-    grid = MAIN
-    found = {
-        share: {arm: list(chosen(ROWS, grid, share, arm, 8).values()) for arm in grid.arms}
-        for share in grid.removed
-        if share >= 0.92
-    }
-    whole = [arms for arms in found.values() if all(len(r) == grid.seeds for r in arms.values())]
-    mean = {arm: fmean(row.test for arms in whole for row in arms[arm]) for arm in grid.arms}
-    assert max(mean, key=lambda arm: mean[arm]) == DEFAULT
+    """By validation images, which do not decide what the tables say: at every share of `main`."""
+    for removed in MAIN.removed:
+        found = {arm: chosen(ROWS, MAIN, removed, arm, 8).values() for arm in MAIN.arms}
+        mean = {arm: fmean(row.validation for row in rows) for arm, rows in found.items()}
+        assert max(mean, key=lambda arm: mean[arm]) == DEFAULT
     start = ["--pruned", "slim", "--teacher", "dense"]
     default = parse(Recipe, [*start, "--recipe", "default"], "train.py").effective()
     measured = parse(Recipe, [*start, *ARMS[DEFAULT].split()], "train.py").effective()
     assert (default.expand, default.distill) == (measured.expand, measured.distill)
     assert default.optim.opt == measured.optim.opt
     assert default.schedule.sched == measured.schedule.sched
+
+
+def test_the_default_recipe_has_the_length_and_rate_that_were_measured() -> None:
+    flags = ["--pruned", "slim", "--teacher", "dense", "--recipe", "default"]
+    default = parse(Recipe, flags, "train.py").effective()
+    grid = GRIDS["default"]
+    assert grid.epochs == (default.schedule.epochs,)
+    sweeps = [grid.sweep(removed, DEFAULT, *grid.epochs) for removed in grid.removed]
+    rates = [each.best(validation_of(ROWS)) for each in sweeps]
+    assert default.optim.lr in rates

@@ -1,0 +1,90 @@
+"""The recovery study's questions, and what its rows answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from benchmarks.recovery_arms import DEFAULT
+from benchmarks.recovery_plan import GRIDS, Grid, Rows
+from benchmarks.recovery_summary import (
+    PLAIN,
+    TAUGHT,
+    difference,
+    interval,
+    is_whole,
+    signed,
+)
+
+SHARES = (0.70, 0.85, 0.92, 0.95, 0.985)
+
+
+@dataclass(frozen=True)
+class Question:
+    """Whether an arm is better than another.
+
+    Attributes:
+        asked: Of what, in a few words.
+        arm: The one.
+        against: The other.
+        grids: Where both are, by name, each at its longest schedule.
+    """
+
+    asked: str
+    arm: str
+    against: str
+    grids: tuple[str, ...]
+
+
+QUESTIONS = (
+    Question("expansion", "expanded", PLAIN, ("main", "length", "long", "full", "digits")),
+    Question("expansion, with KD", "expanded + KD", TAUGHT, ("main", "full", "digits")),
+    Question("expansion, with KD under Muon", "expanded + KD, Muon", DEFAULT, ("muon",)),
+    Question("expansion and SP, as in the paper", "LinOP (paper)", "fine-tuning + SP", ("paper",)),
+    Question("expansion of new weights", "ExpandNets", "from scratch", ("paper",)),
+    Question("SP, as in the paper", "fine-tuning + SP", PLAIN, ("paper",)),
+    Question("KD", TAUGHT, PLAIN, ("main", "full", "digits")),
+    Question("gentle SP beside KD", "fine-tuning + KD + mean SP", TAUGHT, ("gentle",)),
+    Question("Muon", "fine-tuning, Muon", PLAIN, ("muon", "digits")),
+    Question("KD, under Muon", DEFAULT, "fine-tuning, Muon", ("muon", "digits")),
+    Question("Muon, with KD", DEFAULT, TAUGHT, ("main", "digits")),
+    Question("KD under Muon, the default", DEFAULT, PLAIN, ("main", "default", "full", "digits")),
+)
+
+
+def answers(rows: Rows) -> str:
+    """Lay out what each lever gives: questions down, shares of weights removed across.
+
+    Args:
+        rows: Those of the CSV.
+
+    Returns:
+        Markdown: differences in points, bold where the interval is clear of zero, and their mean
+        over the shares that are whole.
+    """
+    heads = ("what it adds", "grid", "epochs", "seeds", *(f"{100 * s:g} %" for s in SHARES), "mean")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for question in QUESTIONS:
+        found = {name: _answer(rows, question, GRIDS[name]) for name in question.grids}
+        told = [(name, *cells) for name, cells in found.items() if cells]
+        lines += [
+            f"| {' | '.join((question.asked if nth == 0 else '', *cells))} |"
+            for nth, cells in enumerate(told)
+        ]
+    return "\n".join(lines)
+
+
+def _answer(rows: Rows, question: Question, grid: Grid) -> list[str]:
+    """Length, seeds, the difference at each share that is whole, and their mean; or nothing."""
+    epochs = max(grid.epochs)
+    both = replace(grid, arms=(question.arm, question.against))
+    whole = [share for share in grid.removed if is_whole(rows, both, share, epochs)]
+    if not whole:
+        return []
+
+    def found(shares: Sequence[float]) -> tuple[float, float, float]:
+        places = [(share, epochs) for share in shares]
+        return difference(rows, both, places, question.arm, question.against)
+
+    cells = (signed(*found([share])) if share in whole else "" for share in SHARES)
+    return [str(epochs), str(grid.seeds), *cells, interval(*found(whole))]
