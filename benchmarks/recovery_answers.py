@@ -46,9 +46,9 @@ QUESTIONS = (
     Question("KD", TAUGHT, PLAIN, ("main", "full", "digits")),
     Question("gentle SP beside KD", "fine-tuning + KD + mean SP", TAUGHT, ("gentle",)),
     Question("Muon", "fine-tuning, Muon", PLAIN, ("muon", "digits")),
-    Question("KD, under Muon", DEFAULT, "fine-tuning, Muon", ("muon", "digits")),
-    Question("Muon, with KD", DEFAULT, TAUGHT, ("main", "digits")),
-    Question("KD under Muon, the default", DEFAULT, PLAIN, ("main", "default", "full", "digits")),
+    Question("KD, both under Muon", DEFAULT, "fine-tuning, Muon", ("muon", "digits")),
+    Question("Muon, both with KD", DEFAULT, TAUGHT, ("main", "digits")),
+    Question("KD and Muon, the default", DEFAULT, PLAIN, ("main", "default", "full", "digits")),
 )
 
 
