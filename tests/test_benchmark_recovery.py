@@ -12,10 +12,10 @@ from statistics import fmean
 import pytest
 from matplotlib.figure import Figure
 
-from benchmarks import recovery_figures
+from benchmarks import recovery_answers, recovery_figures
 from benchmarks.fashion import Score
 from benchmarks.recovery import RESULTS, main, run, tables
-from benchmarks.recovery_answers import answers
+from benchmarks.recovery_answers import Question, answers
 from benchmarks.recovery_arms import ARMS, DEFAULT, EXPANDED
 from benchmarks.recovery_plan import (
     GRIDS,
@@ -151,6 +151,22 @@ def test_expanded_arms_are_compared_to_the_same_without() -> None:
     for arm, plain in EXPANDED.items():
         slim = ARMS[arm].replace("--rate 3", "--rate 0").replace(" --init normal", "")
         assert slim == ARMS[plain] != ARMS[arm]
+
+
+def test_answers_hold_what_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = replace(SMALL, removed=(0.7, 0.92))
+    question = Question("expansion", "expanded", "fine-tuning", ("none", "half", "whole"))
+    monkeypatch.setattr(recovery_answers, "QUESTIONS", (question,))
+    grids = {"none": replace(grid, epochs=(9,)), "half": replace(grid, removed=(0.7, 0.95))}
+    monkeypatch.setattr(recovery_answers, "GRIDS", {**grids, "whole": grid})
+    gain = {0.7: (2.0, 0.0, 4.0), 0.92: (0.0, 4.0, 2.0)}
+    rows = rows_of(
+        grid, 0.03, lambda c: 80 + (gain[c.removed][c.seed] if c.arm == "expanded" else 0)
+    )
+    assert answers(rows).splitlines()[2:] == [
+        "| expansion | half | 2 | 3 | +2.00 |  |  |  |  | +2.00 [-2.97, +6.97] |",
+        "|  | whole | 2 | 3 | +2.00 |  | +2.00 |  |  | +2.00 [-0.48, +4.48] |",
+    ]
 
 
 def test_tables_show_the_chosen_rate_and_columns_that_are_whole() -> None:
