@@ -16,7 +16,7 @@ from benchmarks.recovery_summary import (
     signed,
 )
 
-SHARES = (0.70, 0.85, 0.92, 0.95, 0.985)
+SHARES = tuple(sorted(GRIDS["main"].removed))
 
 
 @dataclass(frozen=True)

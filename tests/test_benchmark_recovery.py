@@ -124,6 +124,8 @@ def test_the_interval_is_the_textbook_one() -> None:
     rows = rows_of(SMALL, 0.03, lambda c: 80 + (gain[c.seed] if c.arm == "expanded" else 0))
     found = difference(rows, SMALL, [(0.7, 2)], "expanded", "fine-tuning")
     assert found == pytest.approx((2.0, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
+    told = differences(rows, SMALL, COLUMNS, {"expanded": "fine-tuning"})
+    assert "+2.00 [-0.48, +4.48]" in told
 
 
 def test_the_mean_of_several_shares_is_taken_seed_by_seed() -> None:
