@@ -37,18 +37,27 @@ class Question:
 
 
 QUESTIONS = (
-    Question("expansion", "expanded", PLAIN, ("main", "length", "long", "full", "digits")),
-    Question("expansion, with KD", "expanded + KD", TAUGHT, ("main", "full", "digits")),
+    Question(
+        "expansion", "expanded", PLAIN, ("main", "length", "long", "full", "mobilenet", "digits")
+    ),
+    Question(
+        "expansion, with KD", "expanded + KD", TAUGHT, ("main", "full", "mobilenet", "digits")
+    ),
     Question("expansion, with KD under Muon", "expanded + KD, Muon", DEFAULT, ("muon",)),
     Question("expansion and SP, as in the paper", "LinOP (paper)", "fine-tuning + SP", ("paper",)),
     Question("expansion of new weights", "ExpandNets", "from scratch", ("paper",)),
     Question("SP, as in the paper", "fine-tuning + SP", PLAIN, ("paper",)),
-    Question("KD", TAUGHT, PLAIN, ("main", "full", "digits")),
+    Question("KD", TAUGHT, PLAIN, ("main", "full", "mobilenet", "digits")),
     Question("gentle SP beside KD", "fine-tuning + KD + mean SP", TAUGHT, ("gentle",)),
     Question("Muon", "fine-tuning, Muon", PLAIN, ("muon", "digits")),
     Question("KD, both under Muon", DEFAULT, "fine-tuning, Muon", ("muon", "digits")),
-    Question("Muon, both with KD", DEFAULT, TAUGHT, ("main", "digits")),
-    Question("KD and Muon, the default", DEFAULT, PLAIN, ("main", "default", "full", "digits")),
+    Question("Muon, both with KD", DEFAULT, TAUGHT, ("main", "mobilenet", "digits")),
+    Question(
+        "KD and Muon, the default",
+        DEFAULT,
+        PLAIN,
+        ("main", "default", "long", "full", "mobilenet", "digits"),
+    ),
 )
 
 
