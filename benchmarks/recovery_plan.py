@@ -272,7 +272,7 @@ GRIDS = {
         swept=3,
     ),
     "mobilenet": Grid(
-        "fashion-mnist-dense-30", "mobilenetv2_050", (0.92, 0.70), (*TWICE, DEFAULT), (8,), 3
+        "fashion-mnist-dense-30", "mobilenetv2_050", (0.92, 0.70), (*TWICE, DEFAULT), (8,), 5
     ),
     "long": Grid(*_FASHION, (0.985, 0.92), (*ALONE, DEFAULT), (100,), 3, _HIGH),
     "digits": Grid(
