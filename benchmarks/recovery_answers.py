@@ -16,6 +16,7 @@ from benchmarks.recovery_summary import (
     signed,
 )
 
+SIMILAR, BOTH = "fine-tuning + mean SP", "fine-tuning + KD + mean SP"
 SHARES = tuple(sorted(GRIDS["main"].removed))
 
 
@@ -44,11 +45,14 @@ QUESTIONS = (
         "expansion, with KD", "expanded + KD", TAUGHT, ("main", "full", "mobilenet", "digits")
     ),
     Question("expansion, with KD under Muon", "expanded + KD, Muon", DEFAULT, ("muon",)),
+    Question("expansion, with gentle SP", "expanded + mean SP", SIMILAR, ("gentle",)),
+    Question("expansion, with KD and gentle SP", "expanded + KD + mean SP", BOTH, ("gentle",)),
     Question("expansion and SP, as in the paper", "LinOP (paper)", "fine-tuning + SP", ("paper",)),
     Question("expansion of new weights", "ExpandNets", "from scratch", ("paper",)),
     Question("SP, as in the paper", "fine-tuning + SP", PLAIN, ("paper",)),
     Question("KD", TAUGHT, PLAIN, ("main", "full", "mobilenet", "digits")),
-    Question("gentle SP beside KD", "fine-tuning + KD + mean SP", TAUGHT, ("gentle",)),
+    Question("gentle SP", SIMILAR, PLAIN, ("gentle",)),
+    Question("gentle SP beside KD", BOTH, TAUGHT, ("gentle",)),
     Question("Muon", "fine-tuning, Muon", PLAIN, ("muon", "digits")),
     Question("KD, both under Muon", DEFAULT, "fine-tuning, Muon", ("muon", "digits")),
     Question("Muon, both with KD", DEFAULT, TAUGHT, ("main", "mobilenet", "digits")),

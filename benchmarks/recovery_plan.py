@@ -260,7 +260,7 @@ GRIDS = {
     "length": Grid(*_FASHION, (0.92, 0.985), (*ALONE, DEFAULT), (30, 8, 3), 3, _HIGH, swept=3),
     "paper": Grid(*_FASHION, _REMOVED, (*TWICE, *SIMILARITY, *STRUCTURE), (8,), 5),
     "expansion": Grid(*_FASHION, (0.985, 0.92), (*ALONE, *EXPANSION), (8,), 3, _HIGH),
-    "gentle": Grid(*_FASHION, (0.92, 0.985), (*TWICE, *GENTLE), (8,), 5, _HIGH),
+    "gentle": Grid(*_FASHION, (0.92, 0.985), (*TWICE, *GENTLE), (8,), 5, _HIGH, swept=3),
     "teacher": Grid(*_FASHION, (0.985, 0.92), (*TWICE, *TEACHER), (8,), 3, _HIGH),
     "training": Grid(*_FASHION, (0.985, 0.92), (*ALONE, *TRAINING), (8,), 3, _HIGH),
     "muon": Grid(
