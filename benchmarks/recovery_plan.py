@@ -257,12 +257,12 @@ GRIDS = {
         seeds=3,
         swept=3,
     ),
-    "length": Grid(*_FASHION, (0.92, 0.985), (*ALONE, DEFAULT), (30, 8, 3), 3, _HIGH, swept=3),
+    "length": Grid(*_FASHION, (0.92, 0.985), (*ALONE, DEFAULT), (30, 8, 3), 5, _HIGH, swept=3),
     "paper": Grid(*_FASHION, _REMOVED, (*TWICE, *SIMILARITY, *STRUCTURE), (8,), 5),
-    "expansion": Grid(*_FASHION, (0.985, 0.92), (*ALONE, *EXPANSION), (8,), 3, _HIGH),
+    "expansion": Grid(*_FASHION, (0.985, 0.92), (*ALONE, *EXPANSION), (8,), 5),
     "gentle": Grid(*_FASHION, (0.92, 0.985), (*TWICE, *GENTLE), (8,), 5, _HIGH, swept=3),
-    "teacher": Grid(*_FASHION, (0.985, 0.92), (*TWICE, *TEACHER), (8,), 3, _HIGH),
-    "training": Grid(*_FASHION, (0.985, 0.92), (*ALONE, *TRAINING), (8,), 3, _HIGH),
+    "teacher": Grid(*_FASHION, (0.985, 0.92), (*TWICE, *TEACHER), (8,), 5),
+    "training": Grid(*_FASHION, (0.985, 0.92), (*ALONE, *TRAINING), (8,), 5),
     "muon": Grid(
         *_FASHION,
         (0.92, 0.985, 0.95),
@@ -274,7 +274,7 @@ GRIDS = {
     "mobilenet": Grid(
         "fashion-mnist-dense-30", "mobilenetv2_050", (0.92, 0.70), (*TWICE, DEFAULT), (8,), 5
     ),
-    "long": Grid(*_FASHION, (0.985, 0.92), (*ALONE, DEFAULT), (100,), 3, _HIGH),
+    "long": Grid(*_FASHION, (0.985, 0.92), (*ALONE, DEFAULT), (100,), 3, LADDER[4:]),
     "digits": Grid(
         "digits",
         "mobilenetv2_050",
