@@ -10,11 +10,12 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from benchmarks import recovery_answers, recovery_figures
 from benchmarks.fashion import Score
-from benchmarks.recovery import RESULTS, main, run, tables
+from benchmarks.recovery import RESULTS, main, processes, run, tables
 from benchmarks.recovery_answers import Question, answers
 from benchmarks.recovery_arms import ARMS, DEFAULT, EXPANDED
 from benchmarks.recovery_plan import (
@@ -234,6 +235,13 @@ def test_bad_flags_are_refused(
         main(flags)
     assert stopped.value.code == 2
     assert why in capsys.readouterr().err
+
+
+def test_workers_take_the_kernels_of_the_rows() -> None:
+    """Wider vectors round otherwise: from there the same seeds end in other networks."""
+    with processes(1) as pool:
+        taken = pool.submit(torch.backends.cpu.get_cpu_capability).result()
+    assert taken != "AVX512"
 
 
 @pytest.mark.slow
