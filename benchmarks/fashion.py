@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.transforms import v2
 
 from benchmarks.rows import read_table
 from timm_linop.data import ImageData, load_data
@@ -36,13 +37,32 @@ BATCH = 64
 # At output stride 16 the last map of a 28 px image is 2 x 2.
 ARGUMENTS: dict[str, Any] = {"in_chans": 1, "num_classes": 10, "output_stride": 16}
 SIZE = (1, 28, 28)
+# What is usual on CIFAR, for smaller images: shifts, into black, and flips.
+SHIFT = 2
+VARY = v2.Compose(
+    [v2.RandomCrop(SIZE[1:], padding=SHIFT, fill=-MEAN / STD), v2.RandomHorizontalFlip()]
+)
+
+
+class Varied(Dataset[tuple[Tensor, Tensor]]):
+    """Images that are shifted and flipped anew each time they are read."""
+
+    def __init__(self, images: TensorDataset) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+        image, label = self.images[place]
+        return VARY(image), label
 
 
 @dataclass(frozen=True)
 class Splits:
     """Three splits: images ``n x 1 x 28 x 28``, normalised, and labels."""
 
-    train: TensorDataset
+    train: TensorDataset | Varied
     validation: TensorDataset
     test: TensorDataset
 
@@ -80,7 +100,7 @@ def _in_memory(split: Any) -> TensorDataset:
     return TensorDataset(images, torch.tensor(split["label"]))
 
 
-def loader(images: TensorDataset, seed: int | None = None, batch: int = BATCH) -> DataLoader[Any]:
+def loader(images: Dataset[Any], seed: int | None = None, batch: int = BATCH) -> DataLoader[Any]:
     """Make batches, shuffled by a seed or in order."""
     generator = torch.Generator().manual_seed(seed or 0)
     return DataLoader(images, batch, shuffle=seed is not None, generator=generator)

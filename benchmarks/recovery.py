@@ -55,6 +55,7 @@ ABOUT = "; ".join(
         *(
             f"{name}: {each.train} training and {each.validation} validation images, dense "
             f"{each.dense_epochs} epochs, ADMM {each.pruning_epochs}, warm-up {each.warmup_epochs}"
+            f"{', shifted and flipped' if each.varied else ''}"
             for name, each in DATA.items()
         ),
         f"batches of {fashion.BATCH}, AVX2 kernels",
@@ -71,7 +72,8 @@ SEEN = 512  # training images that a trial takes statistics from
 def splits(data: str) -> fashion.Splits:
     """The images, read once a process."""
     source = DATA[data]
-    return fashion.read(source.train, source.validation, name=source.name)
+    read = fashion.read(source.train, source.validation, name=source.name)
+    return replace(read, train=fashion.Varied(read.train)) if source.varied else read
 
 
 def dense_folder(cell: Cell) -> Path:

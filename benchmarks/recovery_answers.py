@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks.recovery_arms import DEFAULT
+from benchmarks.recovery_arms import DEFAULT, MIXED
 from benchmarks.recovery_plan import GRIDS, Grid, Rows
 from benchmarks.recovery_summary import (
     PLAIN,
@@ -17,6 +17,7 @@ from benchmarks.recovery_summary import (
 )
 
 SIMILAR, BOTH = "fine-tuning + mean SP", "fine-tuning + KD + mean SP"
+PLAIN_MIXED, DEFAULT_MIXED = MIXED
 SHARES = tuple(sorted(GRIDS["main"].removed))
 
 
@@ -39,7 +40,10 @@ class Question:
 
 QUESTIONS = (
     Question(
-        "expansion", "expanded", PLAIN, ("main", "length", "long", "full", "mobilenet", "digits")
+        "expansion",
+        "expanded",
+        PLAIN,
+        ("main", "length", "long", "varied", "full", "mobilenet", "digits"),
     ),
     Question(
         "expansion, with KD", "expanded + KD", TAUGHT, ("main", "full", "mobilenet", "digits")
@@ -60,8 +64,11 @@ QUESTIONS = (
         "KD and Muon, the default",
         DEFAULT,
         PLAIN,
-        ("main", "default", "long", "full", "mobilenet", "digits"),
+        ("main", "default", "long", "varied", "full", "mobilenet", "digits"),
     ),
+    Question("mixup", PLAIN_MIXED, PLAIN, ("mixup",)),
+    Question("mixup in the default", DEFAULT_MIXED, DEFAULT, ("mixup",)),
+    Question("KD and Muon, both with mixup", DEFAULT_MIXED, PLAIN_MIXED, ("mixup",)),
 )
 
 

@@ -58,6 +58,8 @@ GENTLE = {
     "fine-tuning + KD + mean SP": f"--rate 0 --kd-weight 1 {_SP}",
     "expanded + KD + mean SP": f"--rate 3 --kd-weight 1 {_SP}",
 }
+# Mixed images, which hold a network back that learns few images by heart.
+MIXED = {f"{arm}, mixup": f"{(TWICE | MUON)[arm]} --mixup 0.2" for arm in ("fine-tuning", DEFAULT)}
 # What the teacher gives: ablations, without expansion.
 TEACHER = {
     "fine-tuning + KD 3": f"{_PLAIN} --kd-weight 3",
@@ -79,6 +81,7 @@ ARMS = {
     **TRAINING,
     **NORMALISED,
     **GENTLE,
+    **MIXED,
     **TEACHER,
 }
 # Each expanded arm, and the same without expansion.

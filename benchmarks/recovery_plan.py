@@ -16,6 +16,7 @@ from benchmarks.recovery_arms import (
     DEFAULT,
     EXPANSION,
     GENTLE,
+    MIXED,
     NORMALISED,
     SIMILARITY,
     STRUCTURE,
@@ -39,6 +40,7 @@ class Data:
         dense_epochs: Of training the dense network.
         pruning_epochs: Of pruning it.
         warmup_epochs: Of fine-tuning.
+        varied: Whether all training is on images that are shifted and flipped.
     """
 
     name: str
@@ -47,10 +49,12 @@ class Data:
     dense_epochs: int
     pruning_epochs: int
     warmup_epochs: int
+    varied: bool = False
 
 
 DATA = {
     "fashion-mnist": Data("fashion-mnist", 5000, 5000, 12, 8, 1),
+    "fashion-mnist-varied": Data("fashion-mnist", 5000, 5000, 40, 8, 1, varied=True),
     "fashion-mnist-49k": Data("fashion-mnist", 49000, 5000, 4, 2, 0),
     # A MobileNetV2 learns more slowly from new weights.
     "fashion-mnist-dense-30": Data("fashion-mnist", 5000, 5000, 30, 8, 1),
@@ -248,6 +252,10 @@ GRIDS = {
     "default": Grid(
         *_FASHION, (0.92, 0.985, 0.95, 0.70), ("fine-tuning", DEFAULT), (30,), 5, _HIGH, swept=3
     ),
+    "varied": Grid(
+        "fashion-mnist-varied", "test_resnet", (0.92, 0.985, 0.95), (*ALONE, DEFAULT), (30,), 5
+    ),
+    "mixup": Grid(*_FASHION, (0.92, 0.985), ("fine-tuning", DEFAULT, *MIXED), (30,), 5),
     "full": Grid(
         "fashion-mnist-49k",
         "test_resnet",

@@ -12,8 +12,9 @@ from statistics import fmean
 import pytest
 import torch
 from matplotlib.figure import Figure
+from torch.utils.data import TensorDataset
 
-from benchmarks import recovery_answers, recovery_figures
+from benchmarks import fashion, recovery_answers, recovery_figures
 from benchmarks.fashion import Score
 from benchmarks.recovery import RESULTS, main, processes, run, tables
 from benchmarks.recovery_answers import Question, answers
@@ -235,6 +236,20 @@ def test_bad_flags_are_refused(
         main(flags)
     assert stopped.value.code == 2
     assert why in capsys.readouterr().err
+
+
+def test_varied_images_are_shifted_by_two_at_most_and_flipped() -> None:
+    black = -fashion.MEAN / fashion.STD
+    image = torch.full((1, *fashion.SIZE), black)
+    image[0, 0, 5, 9] = 1.0  # flipped, it is at 18
+    varied = fashion.Varied(TensorDataset(image, torch.tensor([3])))
+    read = [varied[0] for _ in range(200)]
+    places = {tuple((image == 1.0).nonzero()[0, 1:].tolist()) for image, _ in read}
+    assert places <= set(product(range(3, 8), [*range(7, 12), *range(16, 21)]))
+    assert {row for row, _ in places} == set(range(3, 8))
+    assert {column for _, column in places} == {*range(7, 12), *range(16, 21)}
+    assert all((image != black).sum() == 1 and label == 3 for image, label in read)
+    assert len(varied) == 1
 
 
 def test_workers_take_the_kernels_of_the_rows() -> None:
