@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms import v2
@@ -149,7 +150,7 @@ def fit(
         seed: Of the batches' order.
         teacher: For distillation.
     """
-    torch.manual_seed(seed)  # accelerate's sampler draws the order by it
+    set_seed(seed)  # accelerate's sampler draws the order by torch's, timm's mixup by numpy's
     loading = DataLoaderConfiguration(use_seedable_sampler=True)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), dataloader_config=loading)
     with tempfile.TemporaryDirectory() as scratch:

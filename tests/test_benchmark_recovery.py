@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
 
 import pytest
+import timm
 import torch
 from matplotlib.figure import Figure
 from torch.utils.data import TensorDataset
@@ -250,6 +252,18 @@ def test_varied_images_are_shifted_by_two_at_most_and_flipped() -> None:
     assert {column for _, column in places} == {*range(7, 12), *range(16, 21)}
     assert all((image != black).sum() == 1 and label == 3 for image, label in read)
     assert len(varied) == 1
+
+
+def test_a_fit_repeats_whatever_was_drawn_before() -> None:
+    """Mixup draws by numpy's generator, shifts and flips by torch's."""
+    read = fashion.read(128, 50, name="digits")
+    varied = replace(read, train=fashion.Varied(read.train))
+    recipe = fashion.recipe_of(0.1, 1)
+    recipe = replace(recipe, optim=replace(recipe.optim, mixup=0.2))
+    drawn = timm.create_model("test_resnet", **fashion.ARGUMENTS)
+    first, again = (fashion.fit(deepcopy(drawn), varied, recipe, 0)[0] for _ in range(2))
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
 
 
 def test_workers_take_the_kernels_of_the_rows() -> None:
