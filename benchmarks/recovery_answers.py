@@ -17,7 +17,7 @@ from benchmarks.recovery_summary import (
 )
 
 SIMILAR, BOTH = "fine-tuning + mean SP", "fine-tuning + KD + mean SP"
-PLAIN_MIXED, DEFAULT_MIXED = MIXED
+PLAIN_MIXED, TAUGHT_MIXED, DEFAULT_MIXED = MIXED
 SHARES = tuple(sorted(GRIDS["main"].removed))
 
 
@@ -68,7 +68,9 @@ QUESTIONS = (
     ),
     Question("mixup", PLAIN_MIXED, PLAIN, ("mixup",)),
     Question("mixup in the default", DEFAULT_MIXED, DEFAULT, ("mixup",)),
+    Question("KD, both with mixup", TAUGHT_MIXED, PLAIN_MIXED, ("mixup",)),
     Question("KD and Muon, both with mixup", DEFAULT_MIXED, PLAIN_MIXED, ("mixup",)),
+    Question("KD, Muon and mixup", DEFAULT_MIXED, PLAIN, ("mixup",)),
 )
 
 

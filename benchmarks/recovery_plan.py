@@ -253,7 +253,7 @@ GRIDS = {
         *_FASHION, (0.92, 0.985, 0.95, 0.70), ("fine-tuning", DEFAULT), (30,), 5, _HIGH, swept=3
     ),
     "varied": Grid(
-        "fashion-mnist-varied", "test_resnet", (0.92, 0.95), (*ALONE, DEFAULT), (30,), 5, swept=3
+        "fashion-mnist-varied", "test_resnet", (0.92, 0.95), (*ALONE, DEFAULT), (30,), 5
     ),
     "mixup": Grid(
         *_FASHION, (0.92, 0.985), ("fine-tuning", DEFAULT, *MIXED), (30,), 5, _HIGH, swept=3
