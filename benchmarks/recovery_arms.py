@@ -59,7 +59,10 @@ GENTLE = {
     "expanded + KD + mean SP": f"--rate 3 --kd-weight 1 {_SP}",
 }
 # Mixed images, which hold a network back that learns few images by heart.
-MIXED = {f"{arm}, mixup": f"{(TWICE | MUON)[arm]} --mixup 0.2" for arm in ("fine-tuning", DEFAULT)}
+MIXED = {
+    f"{arm}, mixup": f"{(TWICE | MUON)[arm]} --mixup 0.2"
+    for arm in ("fine-tuning", "fine-tuning + KD", DEFAULT)
+}
 # What the teacher gives: ablations, without expansion.
 TEACHER = {
     "fine-tuning + KD 3": f"{_PLAIN} --kd-weight 3",
