@@ -311,6 +311,10 @@ def test_the_readme_holds_the_table_of_the_rows() -> None:
         for share, place in columns.items():
             found = interval(*difference(ROWS, grid, [place], DEFAULT, "fine-tuning"))
             assert f"{found.replace('*', '')} at {share}" in told
+    mixed = (("mixup", "fine-tuning, mixup"), ("mixup", f"{DEFAULT}, mixup"))
+    for name, arm in (("varied", DEFAULT), *mixed):
+        found = interval(*difference(ROWS, GRIDS[name], [(0.92, 30)], arm, "fine-tuning"))
+        assert f"{found.replace('*', '')} at 92 %" in told
 
 
 def test_the_default_recipe_is_the_measured_best() -> None:
