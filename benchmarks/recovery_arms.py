@@ -58,7 +58,7 @@ GENTLE = {
     "fine-tuning + KD + mean SP": f"--rate 0 --kd-weight 1 {_SP}",
     "expanded + KD + mean SP": f"--rate 3 --kd-weight 1 {_SP}",
 }
-# Mixed images, which hold a network back that learns few images by heart.
+# Images mixed in pairs: another way to regularise, with and without a teacher.
 MIXED = {
     f"{arm}, mixup": f"{(TWICE | MUON)[arm]} --mixup 0.2"
     for arm in ("fine-tuning", "fine-tuning + KD", DEFAULT)

@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 
 from benchmarks import fashion, recovery_answers, recovery_figures
 from benchmarks.fashion import Score
-from benchmarks.recovery import RESULTS, main, processes, run, tables
+from benchmarks.recovery import KERNELS, RESULTS, main, processes, run, tables
 from benchmarks.recovery_answers import Question, answers
 from benchmarks.recovery_arms import ARMS, DEFAULT, EXPANDED
 from benchmarks.recovery_plan import (
@@ -266,8 +266,10 @@ def test_a_fit_repeats_whatever_was_drawn_before() -> None:
         assert torch.equal(tensor, again.state_dict()[name])
 
 
-def test_workers_take_the_kernels_of_the_rows() -> None:
+def test_workers_take_the_kernels_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wider vectors round otherwise: from there the same seeds end in other networks."""
+    for name in KERNELS:
+        monkeypatch.setenv(name, "")  # it is as before when the test ends
     with processes(1) as pool:
         taken = pool.submit(torch.backends.cpu.get_cpu_capability).result()
     assert taken != "AVX512"
