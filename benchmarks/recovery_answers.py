@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks.recovery_arms import DEFAULT, MIXED
+from benchmarks.recovery_arms import DEFAULT, KD_MUON, PLAIN_MIXED, TAUGHT_MIXED
 from benchmarks.recovery_plan import GRIDS, Grid, Rows
 from benchmarks.recovery_summary import (
     PLAIN,
@@ -17,7 +17,6 @@ from benchmarks.recovery_summary import (
 )
 
 SIMILAR, BOTH = "fine-tuning + mean SP", "fine-tuning + KD + mean SP"
-PLAIN_MIXED, TAUGHT_MIXED, DEFAULT_MIXED = MIXED
 SHARES = tuple(sorted(GRIDS["main"].removed))
 
 
@@ -48,7 +47,7 @@ QUESTIONS = (
     Question(
         "expansion, with KD", "expanded + KD", TAUGHT, ("main", "full", "mobilenet", "digits")
     ),
-    Question("expansion, with KD under Muon", "expanded + KD, Muon", DEFAULT, ("muon",)),
+    Question("expansion, with KD under Muon", "expanded + KD, Muon", KD_MUON, ("muon",)),
     Question("expansion, with gentle SP", "expanded + mean SP", SIMILAR, ("gentle",)),
     Question("expansion, with KD and gentle SP", "expanded + KD + mean SP", BOTH, ("gentle",)),
     Question("expansion and SP, as in the paper", "LinOP (paper)", "fine-tuning + SP", ("paper",)),
@@ -58,19 +57,19 @@ QUESTIONS = (
     Question("gentle SP", SIMILAR, PLAIN, ("gentle",)),
     Question("gentle SP beside KD", BOTH, TAUGHT, ("gentle",)),
     Question("Muon", "fine-tuning, Muon", PLAIN, ("muon", "digits")),
-    Question("KD, both under Muon", DEFAULT, "fine-tuning, Muon", ("muon", "digits")),
-    Question("Muon, both with KD", DEFAULT, TAUGHT, ("main", "mobilenet", "digits")),
+    Question("KD, both under Muon", KD_MUON, "fine-tuning, Muon", ("muon", "digits")),
+    Question("Muon, both with KD", KD_MUON, TAUGHT, ("main", "mobilenet", "digits")),
     Question(
-        "KD and Muon, the default",
-        DEFAULT,
+        "KD and Muon",
+        KD_MUON,
         PLAIN,
-        ("main", "default", "long", "varied", "full", "mobilenet", "digits"),
+        ("main", "kd-muon", "long", "varied", "full", "mobilenet", "digits"),
     ),
-    Question("mixup", PLAIN_MIXED, PLAIN, ("mixup",)),
-    Question("mixup in the default", DEFAULT_MIXED, DEFAULT, ("mixup",)),
+    Question("mixup", PLAIN_MIXED, PLAIN, ("mixup", "patient")),
+    Question("mixup, both with KD and Muon", DEFAULT, KD_MUON, ("mixup",)),
     Question("KD, both with mixup", TAUGHT_MIXED, PLAIN_MIXED, ("mixup",)),
-    Question("KD and Muon, both with mixup", DEFAULT_MIXED, PLAIN_MIXED, ("mixup",)),
-    Question("KD, Muon and mixup", DEFAULT_MIXED, PLAIN, ("mixup",)),
+    Question("KD and Muon, both with mixup", DEFAULT, PLAIN_MIXED, ("mixup", "patient")),
+    Question("KD, Muon and mixup, the default", DEFAULT, PLAIN, ("mixup", "patient")),
 )
 
 

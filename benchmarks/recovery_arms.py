@@ -11,7 +11,7 @@ TWICE = {
 }
 ALONE = ("fine-tuning", "expanded")  # those of them without a teacher
 MUON = {f"{arm}, Muon": f"{flags} --opt muon" for arm, flags in TWICE.items()}
-DEFAULT = "fine-tuning + KD, Muon"  # what --recipe default does
+KD_MUON = "fine-tuning + KD, Muon"
 SIMILARITY = {
     "fine-tuning + SP": f"--rate 0 {_PAPER}",
     "LinOP (paper)": f"--rate 3 --init normal {_PAPER}",
@@ -58,11 +58,12 @@ GENTLE = {
     "fine-tuning + KD + mean SP": f"--rate 0 --kd-weight 1 {_SP}",
     "expanded + KD + mean SP": f"--rate 3 --kd-weight 1 {_SP}",
 }
-# Images mixed in pairs: another way to regularise, with and without a teacher.
+# Images mixed in pairs, with and without a teacher.
 MIXED = {
     f"{arm}, mixup": f"{(TWICE | MUON)[arm]} --mixup 0.2"
-    for arm in ("fine-tuning", "fine-tuning + KD", DEFAULT)
+    for arm in ("fine-tuning", "fine-tuning + KD", KD_MUON)
 }
+PLAIN_MIXED, TAUGHT_MIXED, DEFAULT = MIXED  # the last is what --recipe default does
 # What the teacher gives: ablations, without expansion.
 TEACHER = {
     "fine-tuning + KD 3": f"{_PLAIN} --kd-weight 3",

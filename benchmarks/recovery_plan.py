@@ -16,8 +16,10 @@ from benchmarks.recovery_arms import (
     DEFAULT,
     EXPANSION,
     GENTLE,
+    KD_MUON,
     MIXED,
     NORMALISED,
+    PLAIN_MIXED,
     SIMILARITY,
     STRUCTURE,
     TEACHER,
@@ -244,30 +246,44 @@ GRIDS = {
     "main": Grid(
         *_FASHION,
         _REMOVED,
-        (*TWICE, DEFAULT),
+        (*TWICE, KD_MUON),
         (8,),
         seeds=5,
         swept=3,
     ),
-    "default": Grid(
-        *_FASHION, (0.92, 0.985, 0.95, 0.70), ("fine-tuning", DEFAULT), (30,), 5, _HIGH, swept=3
+    "kd-muon": Grid(
+        *_FASHION, (0.92, 0.985, 0.95, 0.70), ("fine-tuning", KD_MUON), (30,), 5, _HIGH, swept=3
     ),
     "varied": Grid(
-        "fashion-mnist-varied", "test_resnet", (0.92, 0.95), (*ALONE, DEFAULT), (30,), 5
+        "fashion-mnist-varied", "test_resnet", (0.92, 0.95), (*ALONE, KD_MUON), (30,), 5
     ),
     "mixup": Grid(
-        *_FASHION, (0.92, 0.985), ("fine-tuning", DEFAULT, *MIXED), (30,), 5, _HIGH, swept=3
+        *_FASHION,
+        (0.92, 0.985, 0.95, 0.70),
+        ("fine-tuning", KD_MUON, *MIXED),
+        (30,),
+        5,
+        _HIGH,
+        swept=3,
+    ),
+    "patient": Grid(
+        *_FASHION,
+        (0.985, 0.95),
+        ("fine-tuning", PLAIN_MIXED, DEFAULT),
+        (100,),
+        5,
+        LADDER[4:],
     ),
     "full": Grid(
         "fashion-mnist-49k",
         "test_resnet",
         (0.985, 0.92),
-        (*TWICE, DEFAULT, "normalised branches", *NORMALISED),
+        (*TWICE, KD_MUON, "normalised branches", *NORMALISED),
         (2,),
         seeds=3,
         swept=3,
     ),
-    "length": Grid(*_FASHION, (0.92, 0.985), (*ALONE, DEFAULT), (30, 8, 3), 5, _HIGH, swept=3),
+    "length": Grid(*_FASHION, (0.92, 0.985), (*ALONE, KD_MUON), (30, 8, 3), 5, _HIGH, swept=3),
     "paper": Grid(*_FASHION, _REMOVED, (*TWICE, *SIMILARITY, *STRUCTURE), (8,), 5),
     "expansion": Grid(*_FASHION, (0.985, 0.92), (*ALONE, *EXPANSION), (8,), 5),
     "gentle": Grid(*_FASHION, (0.92, 0.985), (*TWICE, *GENTLE), (8,), 5, _HIGH, swept=3),
@@ -276,20 +292,20 @@ GRIDS = {
     "muon": Grid(
         *_FASHION,
         (0.92, 0.985, 0.95),
-        (*TWICE, "fine-tuning, Muon", DEFAULT, "expanded + KD, Muon"),
+        (*TWICE, "fine-tuning, Muon", KD_MUON, "expanded + KD, Muon"),
         (8,),
         seeds=5,
         swept=3,
     ),
     "mobilenet": Grid(
-        "fashion-mnist-dense-30", "mobilenetv2_050", (0.92, 0.70), (*TWICE, DEFAULT), (8,), 5
+        "fashion-mnist-dense-30", "mobilenetv2_050", (0.92, 0.70), (*TWICE, KD_MUON), (8,), 5
     ),
-    "long": Grid(*_FASHION, (0.985, 0.92), (*ALONE, DEFAULT), (100,), 3, LADDER[4:]),
+    "long": Grid(*_FASHION, (0.985, 0.92), (*ALONE, KD_MUON), (100,), 3, LADDER[4:]),
     "digits": Grid(
         "digits",
         "mobilenetv2_050",
         (0.92, 0.70),
-        (*TWICE, "fine-tuning, Muon", DEFAULT),
+        (*TWICE, "fine-tuning, Muon", KD_MUON),
         (8,),
         seeds=5,
         swept=3,
