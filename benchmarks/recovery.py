@@ -29,6 +29,7 @@ from typing import Any
 import timm
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import timm_linop
 from benchmarks import fashion
@@ -69,11 +70,13 @@ SEEN = 512  # training images that a trial takes statistics from
 
 
 @cache
-def splits(data: str) -> fashion.Splits:
-    """The images, read once a process."""
+def splits(data: str, dense: bool = False) -> fashion.Splits:
+    """The images, read once a process: those of the dense network, or those of what it becomes."""
     source = DATA[data]
-    read = fashion.read(source.train, source.validation, name=source.name)
-    return replace(read, train=fashion.Varied(read.train)) if source.varied else read
+    drawn = source.dense_train or source.train  # nothing is validated on what any network has seen
+    read = fashion.read(drawn, source.validation, name=source.name)
+    train = read.train if dense else TensorDataset(*read.train[: source.train])
+    return replace(read, train=fashion.Varied(train) if source.varied else train)
 
 
 def dense_folder(cell: Cell) -> Path:
@@ -91,7 +94,7 @@ def make_dense(data: str, model: str, seed: int, folder: Path) -> None:
     torch.manual_seed(seed)
     drawn = timm.create_model(model, **fashion.ARGUMENTS)
     recipe = fashion.recipe_of(0.1, DATA[data].dense_epochs)
-    trained, score = fashion.fit(drawn, splits(data), recipe, seed)
+    trained, score = fashion.fit(drawn, splits(data, dense=True), recipe, seed)
     _keep(trained, folder, score.test)
 
 

@@ -48,6 +48,12 @@ QUESTIONS = (
         "expansion, with KD", "expanded + KD", TAUGHT, ("main", "full", "mobilenet", "digits")
     ),
     Question("expansion, with KD under Muon", "expanded + KD, Muon", KD_MUON, ("muon",)),
+    Question(
+        "expansion, with KD and mixup",
+        "expanded + KD, mixup",
+        TAUGHT_MIXED,
+        ("taught-expanded",),
+    ),
     Question("expansion, with gentle SP", "expanded + mean SP", SIMILAR, ("gentle",)),
     Question("expansion, with KD and gentle SP", "expanded + KD + mean SP", BOTH, ("gentle",)),
     Question("expansion and SP, as in the paper", "LinOP (paper)", "fine-tuning + SP", ("paper",)),
@@ -65,11 +71,11 @@ QUESTIONS = (
         PLAIN,
         ("main", "kd-muon", "long", "varied", "full", "mobilenet", "digits"),
     ),
-    Question("mixup", PLAIN_MIXED, PLAIN, ("mixup", "patient")),
+    Question("mixup", PLAIN_MIXED, PLAIN, ("mixup", "taught", "patient")),
     Question("mixup, both with KD and Muon", DEFAULT, KD_MUON, ("mixup",)),
-    Question("KD, both with mixup", TAUGHT_MIXED, PLAIN_MIXED, ("mixup",)),
-    Question("KD and Muon, both with mixup", DEFAULT, PLAIN_MIXED, ("mixup", "patient")),
-    Question("KD, Muon and mixup, the default", DEFAULT, PLAIN, ("mixup", "patient")),
+    Question("KD, both with mixup", TAUGHT_MIXED, PLAIN_MIXED, ("mixup", "taught-expanded")),
+    Question("KD and Muon, both with mixup", DEFAULT, PLAIN_MIXED, ("mixup", "taught", "patient")),
+    Question("KD, Muon and mixup, the default", DEFAULT, PLAIN, ("mixup", "taught", "patient")),
 )
 
 

@@ -64,6 +64,7 @@ MIXED = {
     for arm in ("fine-tuning", "fine-tuning + KD", KD_MUON)
 }
 PLAIN_MIXED, TAUGHT_MIXED, DEFAULT = MIXED  # the last is what --recipe default does
+EXPANDED_MIXED = {"expanded + KD, mixup": f"{TWICE['expanded + KD']} --mixup 0.2"}
 # What the teacher gives: ablations, without expansion.
 TEACHER = {
     "fine-tuning + KD 3": f"{_PLAIN} --kd-weight 3",
@@ -86,6 +87,7 @@ ARMS = {
     **NORMALISED,
     **GENTLE,
     **MIXED,
+    **EXPANDED_MIXED,
     **TEACHER,
 }
 # Each expanded arm, and the same without expansion.
@@ -94,6 +96,7 @@ EXPANDED = {
     "expanded + KD": "fine-tuning + KD",
     "expanded, Muon": "fine-tuning, Muon",
     "expanded + KD, Muon": "fine-tuning + KD, Muon",
+    "expanded + KD, mixup": "fine-tuning + KD, mixup",
     "LinOP (paper)": "fine-tuning + SP",
     "ExpandNets": "from scratch",
     "expanded, warm-up 3": "fine-tuning, warm-up 3",
