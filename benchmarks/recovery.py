@@ -57,6 +57,7 @@ ABOUT = "; ".join(
             f"{name}: {each.train} training and {each.validation} validation images, dense "
             f"{each.dense_epochs} epochs, ADMM {each.pruning_epochs}, warm-up {each.warmup_epochs}"
             f"{', shifted and flipped' if each.varied else ''}"
+            f"{f', dense on {each.dense_train} images' if each.dense_train else ''}"
             for name, each in DATA.items()
         ),
         f"batches of {fashion.BATCH}, AVX2 kernels",
