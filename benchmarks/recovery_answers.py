@@ -71,11 +71,21 @@ QUESTIONS = (
         PLAIN,
         ("main", "kd-muon", "long", "varied", "full", "mobilenet", "digits"),
     ),
-    Question("mixup", PLAIN_MIXED, PLAIN, ("mixup", "taught", "patient")),
+    Question("mixup", PLAIN_MIXED, PLAIN, ("mixup", "taught", "patient", "taught-long")),
     Question("mixup, both with KD and Muon", DEFAULT, KD_MUON, ("mixup",)),
     Question("KD, both with mixup", TAUGHT_MIXED, PLAIN_MIXED, ("mixup", "taught-expanded")),
-    Question("KD and Muon, both with mixup", DEFAULT, PLAIN_MIXED, ("mixup", "taught", "patient")),
-    Question("KD, Muon and mixup, the default", DEFAULT, PLAIN, ("mixup", "taught", "patient")),
+    Question(
+        "KD and Muon, both with mixup",
+        DEFAULT,
+        PLAIN_MIXED,
+        ("mixup", "taught", "patient", "taught-long"),
+    ),
+    Question(
+        "KD, Muon and mixup, the default",
+        DEFAULT,
+        PLAIN,
+        ("mixup", "taught", "patient", "taught-long"),
+    ),
 )
 
 

@@ -324,6 +324,8 @@ def test_the_page_ends_with_the_tables_of_the_rows() -> None:
 TOLD = (
     ("patient", DEFAULT, PLAIN),
     ("full", KD_MUON, PLAIN),
+    ("taught-long", DEFAULT, PLAIN),
+    ("taught-long", DEFAULT, PLAIN_MIXED),
     ("mobilenet", KD_MUON, PLAIN),
     ("varied", KD_MUON, PLAIN),
     ("taught-expanded", "expanded + KD, mixup", "fine-tuning + KD, mixup"),
