@@ -81,15 +81,26 @@ def images_of(name: str) -> ImageData:
         raise DataError(f"{error}{hint}") from error
 
 
-def read(train: int, validation: int, seed: int = 0, name: str = "fashion-mnist") -> Splits:
+def read(
+    train: int, validation: int, seed: int = 0, name: str = "fashion-mnist", seen: int = 0
+) -> Splits:
     """Read images: so many to train on, drawn by the seed, others to choose by, all to test on.
+
+    Args:
+        train: How many to train on.
+        validation: How many to choose by.
+        seed: Of the draw; of one seed, fewer to train on are the first of more.
+        name: One of `SOURCES`.
+        seen: How many another network is trained on, if those are more; those to choose by come
+            after them, too.
 
     Raises:
         DataError: If they are not there.
     """
     images = images_of(name)
     order = np.random.default_rng(seed).permutation(len(images.train))
-    parts = order[:train], order[train : train + validation]
+    held_out = order[max(train, seen) :]
+    parts = order[:train], held_out[:validation]
     chosen = (images.train.select(part) for part in parts)
     return Splits(*(_in_memory(split) for split in (*chosen, images.test)))
 

@@ -29,7 +29,6 @@ from typing import Any
 import timm
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
 
 import timm_linop
 from benchmarks import fashion
@@ -37,7 +36,17 @@ from benchmarks.recovery_answers import answers
 from benchmarks.recovery_arms import ARMS
 from benchmarks.recovery_chains import DECAY
 from benchmarks.recovery_figures import draw
-from benchmarks.recovery_plan import DATA, GRIDS, Cell, Grid, Row, Rows, by_cell, validation_of
+from benchmarks.recovery_plan import (
+    DATA,
+    GRIDS,
+    Cell,
+    Data,
+    Grid,
+    Row,
+    Rows,
+    by_cell,
+    validation_of,
+)
 from benchmarks.recovery_summary import report, views
 from benchmarks.recovery_trials import TRIALS
 from benchmarks.rows import append, read_rows
@@ -70,14 +79,17 @@ KERNELS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 SEEN = 512  # training images that a trial takes statistics from
 
 
-@cache
 def splits(data: str, dense: bool = False) -> fashion.Splits:
-    """The images, read once a process: those of the dense network, or those of what it becomes."""
+    """The images of the dense network, or of what it becomes."""
     source = DATA[data]
-    drawn = source.dense_train or source.train  # nothing is validated on what any network has seen
-    read = fashion.read(drawn, source.validation, name=source.name)
-    train = read.train if dense else TensorDataset(*read.train[: source.train])
-    return replace(read, train=fashion.Varied(train) if source.varied else train)
+    return _read(source, source.dense_train if dense and source.dense_train else source.train)
+
+
+@cache
+def _read(source: Data, train: int) -> fashion.Splits:
+    """Read images once a process."""
+    read = fashion.read(train, source.validation, name=source.name, seen=source.dense_train)
+    return replace(read, train=fashion.Varied(read.train)) if source.varied else read
 
 
 def dense_folder(cell: Cell) -> Path:

@@ -17,6 +17,7 @@ from benchmarks.recovery_summary import (
 )
 
 SIMILAR, BOTH = "fine-tuning + mean SP", "fine-tuning + KD + mean SP"
+CONTROLLED = ("mixup", "taught", "patient", "taught-long")  # the default beside its controls
 SHARES = tuple(sorted(GRIDS["main"].removed))
 
 
@@ -49,10 +50,7 @@ QUESTIONS = (
     ),
     Question("expansion, with KD under Muon", "expanded + KD, Muon", KD_MUON, ("muon",)),
     Question(
-        "expansion, with KD and mixup",
-        "expanded + KD, mixup",
-        TAUGHT_MIXED,
-        ("taught-expanded",),
+        "expansion, with KD and mixup", "expanded + KD, mixup", TAUGHT_MIXED, ("taught-expanded",)
     ),
     Question("expansion, with gentle SP", "expanded + mean SP", SIMILAR, ("gentle",)),
     Question("expansion, with KD and gentle SP", "expanded + KD + mean SP", BOTH, ("gentle",)),
@@ -71,21 +69,11 @@ QUESTIONS = (
         PLAIN,
         ("main", "kd-muon", "long", "varied", "full", "mobilenet", "digits"),
     ),
-    Question("mixup", PLAIN_MIXED, PLAIN, ("mixup", "taught", "patient", "taught-long")),
+    Question("mixup", PLAIN_MIXED, PLAIN, CONTROLLED),
     Question("mixup, both with KD and Muon", DEFAULT, KD_MUON, ("mixup",)),
     Question("KD, both with mixup", TAUGHT_MIXED, PLAIN_MIXED, ("mixup", "taught-expanded")),
-    Question(
-        "KD and Muon, both with mixup",
-        DEFAULT,
-        PLAIN_MIXED,
-        ("mixup", "taught", "patient", "taught-long"),
-    ),
-    Question(
-        "KD, Muon and mixup, the default",
-        DEFAULT,
-        PLAIN,
-        ("mixup", "taught", "patient", "taught-long"),
-    ),
+    Question("KD and Muon, both with mixup", DEFAULT, PLAIN_MIXED, CONTROLLED),
+    Question("KD, Muon and mixup, the default", DEFAULT, PLAIN, CONTROLLED),
 )
 
 

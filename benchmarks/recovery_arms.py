@@ -58,13 +58,17 @@ GENTLE = {
     "fine-tuning + KD + mean SP": f"--rate 0 --kd-weight 1 {_SP}",
     "expanded + KD + mean SP": f"--rate 3 --kd-weight 1 {_SP}",
 }
-# Images mixed in pairs, with and without a teacher.
-MIXED = {
-    f"{arm}, mixup": f"{(TWICE | MUON)[arm]} --mixup 0.2"
-    for arm in ("fine-tuning", "fine-tuning + KD", KD_MUON)
-}
+
+
+def _mixed(*arms: str) -> dict[str, str]:
+    """The same arms on images mixed in pairs."""
+    return {f"{arm}, mixup": f"{(TWICE | MUON)[arm]} --mixup 0.2" for arm in arms}
+
+
+# With and without a teacher.
+MIXED = _mixed("fine-tuning", "fine-tuning + KD", KD_MUON)
 PLAIN_MIXED, TAUGHT_MIXED, DEFAULT = MIXED  # the last is what --recipe default does
-EXPANDED_MIXED = {"expanded + KD, mixup": f"{TWICE['expanded + KD']} --mixup 0.2"}
+EXPANDED_MIXED = _mixed("expanded + KD")
 # What the teacher gives: ablations, without expansion.
 TEACHER = {
     "fine-tuning + KD 3": f"{_PLAIN} --kd-weight 3",

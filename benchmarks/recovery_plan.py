@@ -56,7 +56,7 @@ class Data:
     pruning_epochs: int
     warmup_epochs: int
     varied: bool = False
-    dense_train: int | None = None
+    dense_train: int = 0
 
 
 DATA = {

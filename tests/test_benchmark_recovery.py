@@ -20,7 +20,7 @@ from benchmarks import fashion, recovery_answers, recovery_figures
 from benchmarks.fashion import Score
 from benchmarks.recovery import KERNELS, RESULTS, main, processes, run, splits, tables
 from benchmarks.recovery_answers import Question, answers
-from benchmarks.recovery_arms import ARMS, DEFAULT, EXPANDED, KD_MUON, PLAIN_MIXED
+from benchmarks.recovery_arms import ARMS, DEFAULT, EXPANDED, KD_MUON, PLAIN_MIXED, TAUGHT_MIXED
 from benchmarks.recovery_plan import (
     DATA,
     GRIDS,
@@ -328,7 +328,7 @@ TOLD = (
     ("taught-long", DEFAULT, PLAIN_MIXED),
     ("mobilenet", KD_MUON, PLAIN),
     ("varied", KD_MUON, PLAIN),
-    ("taught-expanded", "expanded + KD, mixup", "fine-tuning + KD, mixup"),
+    ("taught-expanded", "expanded + KD, mixup", TAUGHT_MIXED),
 )
 
 
