@@ -32,7 +32,7 @@ from torch import nn
 
 import timm_linop
 from benchmarks import fashion
-from benchmarks.recovery_answers import answers
+from benchmarks.recovery_answers import answers, leads
 from benchmarks.recovery_arms import ARMS
 from benchmarks.recovery_chains import DECAY
 from benchmarks.recovery_figures import draw
@@ -267,7 +267,7 @@ def tables(rows: Rows) -> str:
 
 def _summarise(output: Path) -> None:
     rows = by_cell(read_rows(output, Row))
-    print(answers(rows), tables(rows), sep="\n\n")
+    print(leads(rows), answers(rows), tables(rows), sep="\n\n")
     for name, grid in GRIDS.items():
         for title, columns in views(rows, grid).items():
             path = output.with_name(f"recovery_{name}_{title.split()[0]}.png")

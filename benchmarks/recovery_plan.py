@@ -246,7 +246,6 @@ class Grid:
 
 
 _REMOVED = (0.92, 0.985, 0.70, 0.95, 0.85)
-_HIGH = (0.03, 0.1)  # where sweeps of a few arms alone begin
 _FASHION = ("fashion-mnist", "test_resnet")
 _TAUGHT = ("fashion-mnist-dense-49k", "test_resnet")
 _CONTROLLED = ("fine-tuning", PLAIN_MIXED, DEFAULT)  # the default and its controls
@@ -261,7 +260,7 @@ GRIDS = {
         swept=3,
     ),
     "kd-muon": Grid(
-        *_FASHION, (0.92, 0.985, 0.95, 0.70), ("fine-tuning", KD_MUON), (30,), 5, _HIGH, swept=3
+        *_FASHION, (0.92, 0.985, 0.95, 0.70), ("fine-tuning", KD_MUON), (30,), 5, swept=3
     ),
     "varied": Grid(
         "fashion-mnist-varied", "test_resnet", (0.92, 0.95), (*ALONE, KD_MUON), (30,), 5
@@ -272,10 +271,9 @@ GRIDS = {
         ("fine-tuning", KD_MUON, *MIXED),
         (30,),
         5,
-        _HIGH,
         swept=3,
     ),
-    "patient": Grid(*_FASHION, (0.985, 0.95), _CONTROLLED, (100,), 5, LADDER[4:]),
+    "patient": Grid(*_FASHION, (0.985, 0.95), _CONTROLLED, (100,), 5, LADDER[2:]),
     "taught": Grid(*_TAUGHT, (0.95, 0.985, 0.92), _CONTROLLED, (30,), 5),
     "taught-long": Grid(*_TAUGHT, (0.985,), _CONTROLLED, (100,), 5),
     "taught-expanded": Grid(
@@ -287,10 +285,10 @@ GRIDS = {
         (0.985, 0.92),
         (*TWICE, KD_MUON, "normalised branches", *NORMALISED),
         (2,),
-        seeds=3,
+        seeds=5,
         swept=3,
     ),
-    "length": Grid(*_FASHION, (0.92, 0.985), (*ALONE, KD_MUON), (30, 8, 3), 5, _HIGH, swept=3),
+    "length": Grid(*_FASHION, (0.92, 0.985), (*ALONE, KD_MUON), (30, 8, 3), 5, swept=3),
     "paper": Grid(*_FASHION, _REMOVED, (*TWICE, *SIMILARITY, *STRUCTURE), (8,), 5),
     "expansion": Grid(*_FASHION, (0.985, 0.92), (*ALONE, *EXPANSION), (8,), 5),
     "gentle": Grid(*_FASHION, (0.92, 0.985), (*TWICE, *GENTLE), (8,), 5, swept=3),
@@ -307,7 +305,7 @@ GRIDS = {
     "mobilenet": Grid(
         "fashion-mnist-dense-30", "mobilenetv2_050", (0.92, 0.70), (*TWICE, KD_MUON), (8,), 5
     ),
-    "long": Grid(*_FASHION, (0.985, 0.92), (*ALONE, KD_MUON), (100,), 3, LADDER[4:]),
+    "long": Grid(*_FASHION, (0.985, 0.92), (*ALONE, KD_MUON), (100,), 5, LADDER[2:]),
     "digits": Grid(
         "digits",
         "mobilenetv2_050",
