@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -11,10 +11,14 @@ from benchmarks.recovery_plan import GRIDS, Grid, Rows
 from benchmarks.recovery_summary import (
     PLAIN,
     TAUGHT,
+    Place,
     chosen,
     difference,
+    head,
     interval,
     is_whole,
+    line,
+    percent,
     signed,
 )
 
@@ -78,7 +82,8 @@ QUESTIONS = (
     Question("KD, Muon and mixup, the default", DEFAULT, PLAIN, CONTROLLED),
 )
 
-
+# What --recipe default adds, with intervals; its mixup alone is the sharper control.
+LEADS = tuple(Question(against, DEFAULT, against, CONTROLLED) for against in (PLAIN, PLAIN_MIXED))
 # What LinOP leads plain fine-tuning by in the paper, in points.
 MARGINS = {0.92: "1.2", 0.95: "1.9", 0.985: "2.5 at 98.7 %"}
 
@@ -94,36 +99,13 @@ def leads(rows: Rows) -> str:
         differences in points with their intervals, bold where those are clear of zero.
     """
     shares = sorted(GRIDS["mixup"].removed)
-    heads = ("the default, compared to", "dense network", "epochs", *map(_percent, shares))
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for against in (PLAIN, PLAIN_MIXED):
-        found = (_lead(rows, GRIDS[name], against, shares) for name in CONTROLLED)
-        lines += [
-            f"| {' | '.join((against if nth == 0 else '', *cells))} |"
-            for nth, cells in enumerate(filter(None, found))
-        ]
+    columns = ("dense network", "epochs", *map(percent, shares))
+    lines = head("the default, compared to", columns)
+    for question in LEADS:
+        lines += _lines(question, (_lead(rows, question, name, shares) for name in question.grids))
     margins = (MARGINS.get(share, "") for share in shares)
-    lines.append(f"| LinOP to fine-tuning, in the paper |  |  | {' | '.join(margins)} |")
+    lines.append(line("LinOP to fine-tuning, in the paper", ("", "", *margins)))
     return "\n".join(lines)
-
-
-def _lead(rows: Rows, grid: Grid, against: str, shares: Sequence[float]) -> list[str]:
-    """Accuracy of the dense networks, length, and the lead at each share; or nothing."""
-    (epochs,) = grid.epochs
-    both = replace(grid, arms=(DEFAULT, against))
-    whole = [share for share in grid.removed if is_whole(rows, both, share, epochs)]
-    if not whole:
-        return []
-    dense = fmean(row.dense for row in chosen(rows, grid, whole[0], against, epochs).values())
-    found = {
-        share: interval(*difference(rows, both, [(share, epochs)], DEFAULT, against))
-        for share in whole
-    }
-    return [f"{dense:.1f} %", str(epochs), *(found.get(share, "") for share in shares)]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:g} %"
 
 
 def answers(rows: Rows) -> str:
@@ -136,29 +118,53 @@ def answers(rows: Rows) -> str:
         Markdown: differences in points, bold where the interval is clear of zero, and their mean
         over the shares that are whole.
     """
-    heads = ("what it adds", "grid", "epochs", "seeds", *map(_percent, SHARES), "mean")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = head("what it adds", ("grid", "epochs", "seeds", *map(percent, SHARES), "mean"))
     for question in QUESTIONS:
-        found = {name: _answer(rows, question, GRIDS[name]) for name in question.grids}
-        told = [(name, *cells) for name, cells in found.items() if cells]
-        lines += [
-            f"| {' | '.join((question.asked if nth == 0 else '', *cells))} |"
-            for nth, cells in enumerate(told)
-        ]
+        lines += _lines(question, (_answer(rows, question, name) for name in question.grids))
     return "\n".join(lines)
 
 
-def _answer(rows: Rows, question: Question, grid: Grid) -> list[str]:
-    """Length, seeds, the difference at each share that is whole, and their mean; or nothing."""
-    epochs = max(grid.epochs)
-    both = replace(grid, arms=(question.arm, question.against))
-    whole = [share for share in grid.removed if is_whole(rows, both, share, epochs)]
-    if not whole:
+def _lines(question: Question, found: Iterable[Sequence[str]]) -> list[str]:
+    """A line a grid that tells anything; the first one says what is asked."""
+    told = enumerate(filter(None, found))
+    return [line(question.asked if nth == 0 else "", cells) for nth, cells in told]
+
+
+def _lead(rows: Rows, question: Question, name: str, shares: Sequence[float]) -> list[str]:
+    """Accuracy of the dense networks, length, and the lead at each share; or nothing."""
+    grid, places = GRIDS[name], _places(rows, question, GRIDS[name])
+    if not places:
         return []
+    removed, epochs = next(iter(places.values()))
+    networks = chosen(rows, grid, removed, question.against, epochs).values()
+    cells = (
+        interval(*_difference(rows, question, grid, [places[share]])) if share in places else ""
+        for share in shares
+    )
+    return [f"{fmean(row.dense for row in networks):.1f} %", str(epochs), *cells]
 
-    def found(shares: Sequence[float]) -> tuple[float, float, float]:
-        places = [(share, epochs) for share in shares]
-        return difference(rows, both, places, question.arm, question.against)
 
-    cells = (signed(*found([share])) if share in whole else "" for share in SHARES)
-    return [str(epochs), str(grid.seeds), *cells, interval(*found(whole))]
+def _answer(rows: Rows, question: Question, name: str) -> list[str]:
+    """Grid, length, seeds, the difference at each share that is whole, their mean; or nothing."""
+    grid, places = GRIDS[name], _places(rows, question, GRIDS[name])
+    if not places:
+        return []
+    cells = (
+        signed(*_difference(rows, question, grid, [places[share]])) if share in places else ""
+        for share in SHARES
+    )
+    mean = interval(*_difference(rows, question, grid, [*places.values()]))
+    return [name, str(max(grid.epochs)), str(grid.seeds), *cells, mean]
+
+
+def _places(rows: Rows, question: Question, grid: Grid) -> dict[float, Place]:
+    """Where both arms are done on all seeds, by share, at the longest schedule."""
+    both, epochs = replace(grid, arms=(question.arm, question.against)), max(grid.epochs)
+    whole = (share for share in grid.removed if is_whole(rows, both, share, epochs))
+    return {share: (share, epochs) for share in whole}
+
+
+def _difference(
+    rows: Rows, question: Question, grid: Grid, places: Sequence[Place]
+) -> tuple[float, float, float]:
+    return difference(rows, grid, places, question.arm, question.against)

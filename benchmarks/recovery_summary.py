@@ -74,7 +74,7 @@ def views(rows: Rows, grid: Grid) -> Mapping[str, Columns]:
     Returns:
         By title, the columns: those that are whole, with all arms on all seeds.
     """
-    shares = [(f"{100 * share:g} %", share) for share in sorted(grid.removed)]
+    shares = [(percent(share), share) for share in sorted(grid.removed)]
     if len(grid.epochs) == 1:
         (epochs,) = grid.epochs
         found = {f"{epochs} epochs": {name: (share, epochs) for name, share in shares}}
@@ -131,13 +131,13 @@ def accuracies(rows: Rows, grid: Grid, columns: Columns, *, best: bool = False) 
         Markdown; mean and standard deviation over seeds.
     """
     column = "best_test" if best else "test"
-    lines = _head("arm", columns)
+    lines = head("arm", columns)
     for name, before in (("dense", "dense"), ("pruned, not trained", "pruned")):
         networks = (chosen(rows, grid, share, PLAIN, epochs) for share, epochs in columns.values())
-        lines.append(_line(name, (_spread(seeds, before) for seeds in networks)))
+        lines.append(line(name, (_spread(seeds, before) for seeds in networks)))
     for arm in grid.arms:
         found = (chosen(rows, grid, share, arm, epochs) for share, epochs in columns.values())
-        lines.append(_line(arm, (_spread(seeds, column) for seeds in found)))
+        lines.append(line(arm, (_spread(seeds, column) for seeds in found)))
     return "\n".join(lines)
 
 
@@ -153,13 +153,13 @@ def sweep(rows: Rows, grid: Grid, removed: float, epochs: int) -> str:
     validation = validation_of(rows)
     found = {arm: grid.sweep(removed, arm, epochs) for arm in grid.arms}
     tried = sorted({lr for each in found.values() for lr in each.tried(validation)})
-    lines = _head("arm", (f"{lr:g}" for lr in tried))
+    lines = head("arm", (f"{lr:g}" for lr in tried))
     for arm, each in found.items():
         cells = {lr: each.cells([lr]) for lr in each.tried(validation)}
         means = {lr: fmean(validation[cell] for cell in own) for lr, own in cells.items()}
         told = {lr: f"{mean:.1f}" for lr, mean in means.items()}
         told |= {lr: f"**{told[lr]}**" for lr in [each.best(validation)] if lr is not None}
-        lines.append(_line(arm, (told.get(lr, "") for lr in tried)))
+        lines.append(line(arm, (told.get(lr, "") for lr in tried)))
     return "\n".join(lines)
 
 
@@ -175,10 +175,10 @@ def differences(rows: Rows, grid: Grid, columns: Columns, pairs: Mapping[str, st
     places = {name: [place] for name, place in columns.items()}
     if len(places) > 1 and len(grid.epochs) == 1:
         places["mean"] = list(columns.values())
-    lines = _head("arm", places)
+    lines = head("arm", places)
     for arm, against in pairs.items():
         found = (difference(rows, grid, each, arm, against) for each in places.values())
-        lines.append(_line(arm, (interval(*each) for each in found)))
+        lines.append(line(arm, (interval(*each) for each in found)))
     return "\n".join(lines)
 
 
@@ -222,10 +222,17 @@ def _spread(seeds: Mapping[int, Row], column: str) -> str:
     return f"{fmean(values):.1f} ± {stdev(values):.1f}"
 
 
-def _head(first: str, columns: Iterable[str]) -> list[str]:
+def percent(share: float) -> str:
+    """Write a share of weights removed."""
+    return f"{100 * share:g} %"
+
+
+def head(first: str, columns: Iterable[str]) -> list[str]:
+    """Begin a table of Markdown."""
     names = [first, *columns]
     return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
 
 
-def _line(first: str, cells: Iterable[str]) -> str:
+def line(first: str, cells: Iterable[str]) -> str:
+    """Write a line of it."""
     return f"| {' | '.join((first, *cells))} |"
