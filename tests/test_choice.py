@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.slims import images, lively
 from timm_linop.architecture import base_of
 from timm_linop.bench import Cost, count_macs, count_parameters
 from timm_linop.errors import PruningError, UnknownLayerError
-from timm_linop.pruning import prune, pruned
+from timm_linop.pruning import Training, prune, pruned
 from timm_linop.pruning.choice import by_scores
 from timm_linop.pruning.criteria import importance_of
 from timm_linop.pruning.iterative import step_by_step
@@ -127,6 +128,29 @@ def test_statistics_are_taken_anew() -> None:
             slim(x)
     expected = torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0)
     assert torch.allclose(slim.conv1[1].running_mean, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", ["batches", "training"])
+@pytest.mark.parametrize("state", ["alive", "dead", "stale"])
+def test_a_dead_net_is_told_of(state: str, given: str, caplog: pytest.LogCaptureFixture) -> None:
+    model: Any = lively("test_resnet")
+    if state == "dead":
+        nn.init.constant_(model.bn1.bias, -1e4)  # which its ReLU takes for nothing
+    if state == "stale":
+        nn.init.constant_(model.bn1.running_var, 1e20)  # which the first fine-tuning step mends
+    batches: Any = DataLoader(TensorDataset(torch.randn(6, 3, 64, 64), torch.arange(6)), 6)
+    how: Any = {given: Training(batches, batches) if given == "training" else batches}
+    slim = prune(model, images("test_resnet"), ratio=0.5, **how)
+    logits = slim(next(iter(batches))[0])
+    assert torch.allclose(logits, logits[:1].expand_as(logits)) == (state != "alive")
+    assert ("is dead: it gives the same logits for all 6" in caplog.text) == (state == "dead")
+    assert not slim.training and all(not module.training for module in slim.modules())
+
+
+def test_one_image_tells_nothing_of_death(caplog: pytest.LogCaptureFixture) -> None:
+    one = [(torch.randn(1, 3, 64, 64), torch.zeros(1, dtype=torch.long))]
+    prune(lively("test_resnet"), images("test_resnet"), ratio=0.5, batches=one)
+    assert "is dead" not in caplog.text
 
 
 def test_the_report_says_what_went() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from ..architecture import base_of, forget_caches
@@ -30,6 +33,9 @@ from .subject import Subject
 from .training import Training, check_penalty, train_towards
 
 Batch = tuple[Tensor, Tensor]
+_log = logging.getLogger(__name__)
+# Logits of images that differ by less of the largest one are the same but for rounding.
+_SAME = 1e-4
 
 
 def prune(
@@ -131,6 +137,7 @@ def pruned(
         slim = subject.slim(removed, trained)
     if config.recalibrate:
         _recalibrate(slim, batches, config.recalibrate)
+    _warn_of_dead(slim, training.validation if training is not None else batches or ())
     return Pruned(slim, report_of(subject, config, removed, scores, history))
 
 
@@ -176,6 +183,29 @@ def _recalibrate(slim: nn.Module, batches: Any, count: int) -> None:
     """Take BatchNorm statistics anew: those of the dense model are of other inputs."""
     update_bn(islice(batches, count), slim, next(slim.parameters()).device)
     slim.eval()
+
+
+@torch.no_grad()
+def _warn_of_dead(slim: nn.Module, batches: Iterable[Batch]) -> None:
+    """Say where nothing of the images reaches the output, from the first batch."""
+    awake = copy.deepcopy(slim)
+    for module in awake.modules():
+        if isinstance(module, _BatchNorm):  # statistics that are stale are no death
+            module.train()
+    for images, _ in islice(batches, 1):
+        if len(images) > 1 and _all_the_same(awake(images.to(next(slim.parameters())))):
+            _log.warning(
+                "The slim model is dead: it gives the same logits for all %d images of a batch, "
+                "and fine-tuning may not bring it back. Remove less, train longer as you prune, or "
+                "take another seed.",
+                len(images),
+            )
+
+
+def _all_the_same(logits: Tensor) -> bool:
+    """Tell whether images differ by no more than rounding."""
+    spread = (logits.amax(0) - logits.amin(0)).max()
+    return bool(spread <= _SAME * logits.abs().max())
 
 
 def _config(options: Mapping[str, Any]) -> PruneConfig:
