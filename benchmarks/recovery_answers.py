@@ -23,7 +23,8 @@ from benchmarks.recovery_summary import (
 )
 
 SIMILAR, BOTH = "fine-tuning + mean SP", "fine-tuning + KD + mean SP"
-CONTROLLED = ("mixup", "taught", "patient", "taught-long")  # the default beside its controls
+# The default beside its controls.
+CONTROLLED = ("mixup", "taught", "patient", "taught-long", "taught-longer")
 SHARES = tuple(sorted(GRIDS["main"].removed))
 
 

@@ -274,8 +274,9 @@ GRIDS = {
         swept=3,
     ),
     "patient": Grid(*_FASHION, (0.985, 0.95), _CONTROLLED, (100,), 5, LADDER[2:]),
-    "taught": Grid(*_TAUGHT, (0.95, 0.985, 0.92), _CONTROLLED, (30,), 5),
-    "taught-long": Grid(*_TAUGHT, (0.985,), _CONTROLLED, (100,), 5),
+    "taught": Grid(*_TAUGHT, (0.95, 0.985, 0.92), _CONTROLLED, (30,), 5, swept=3),
+    "taught-long": Grid(*_TAUGHT, (0.985,), _CONTROLLED, (100,), 5, swept=3),
+    "taught-longer": Grid(*_TAUGHT, (0.985,), _CONTROLLED, (200,), 5, LADDER[2:], swept=3),
     "taught-expanded": Grid(
         *_TAUGHT, (0.92,), ("fine-tuning", TAUGHT_MIXED, *EXPANDED_MIXED, DEFAULT), (30,), 5
     ),

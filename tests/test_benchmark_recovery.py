@@ -181,8 +181,10 @@ def test_answers_hold_what_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_leads_hold_what_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     lead = {PLAIN: (3.0, 2.0, 1.0), PLAIN_MIXED: (4.0, 0.0, 2.0)}
     grid = Grid("digits", "test_resnet", (0.92,), (*lead, DEFAULT), (2,), 3)
-    others = {"taught": replace(grid, epochs=(9,)), "patient": replace(grid, removed=(0.7,))}
-    monkeypatch.setattr(recovery_answers, "GRIDS", {"mixup": grid, **others, "taught-long": grid})
+    unmeasured = replace(grid, epochs=(9,))
+    others = {"taught": unmeasured, "patient": replace(grid, removed=(0.7,))}
+    others |= {"taught-long": grid, "taught-longer": unmeasured}
+    monkeypatch.setattr(recovery_answers, "GRIDS", {"mixup": grid, **others})
     rows = rows_of(grid, 0.03, lambda c: 80 - lead.get(c.arm, (0.0, 0.0, 0.0))[c.seed])
     assert leads(rows).splitlines()[2:] == [
         "| fine-tuning | 95.0 % | 2 | +2.00 [-0.48, +4.48] |",
