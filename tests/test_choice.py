@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from tests.slims import images, lively
 from timm_linop.architecture import base_of
@@ -145,6 +146,17 @@ def test_a_dead_net_is_told_of(state: str, given: str, caplog: pytest.LogCapture
     assert torch.allclose(logits, logits[:1].expand_as(logits)) == (state != "alive")
     assert ("is dead: it gives the same logits for all 6" in caplog.text) == (state == "dead")
     assert not slim.training and all(not module.training for module in slim.modules())
+
+
+def test_batches_of_unknown_number_are_looked_at(caplog: pytest.LogCaptureFixture) -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter([(image, 0) for image in torch.randn(6, 3, 64, 64)])
+
+    model: Any = lively("test_resnet")
+    nn.init.constant_(model.bn1.bias, -1e4)
+    prune(model, images("test_resnet"), ratio=0.5, batches=DataLoader(Stream(), 6))
+    assert "is dead" in caplog.text
 
 
 def test_one_image_tells_nothing_of_death(caplog: pytest.LogCaptureFixture) -> None:

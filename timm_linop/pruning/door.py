@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from ..architecture import base_of, forget_caches
@@ -137,7 +136,8 @@ def pruned(
         slim = subject.slim(removed, trained)
     if config.recalibrate:
         _recalibrate(slim, batches, config.recalibrate)
-    _warn_of_dead(slim, training.validation if training is not None else batches or ())
+    seen = batches if training is None else training.validation
+    _warn_of_dead(slim, () if seen is None else seen)
     return Pruned(slim, report_of(subject, config, removed, scores, history))
 
 
@@ -188,24 +188,20 @@ def _recalibrate(slim: nn.Module, batches: Any, count: int) -> None:
 @torch.no_grad()
 def _warn_of_dead(slim: nn.Module, batches: Iterable[Batch]) -> None:
     """Say where nothing of the images reaches the output, from the first batch."""
-    awake = copy.deepcopy(slim)
-    for module in awake.modules():
-        if isinstance(module, _BatchNorm):  # statistics that are stale are no death
-            module.train()
-    for images, _ in islice(batches, 1):
-        if len(images) > 1 and _all_the_same(awake(images.to(next(slim.parameters())))):
-            _log.warning(
-                "The slim model is dead: it gives the same logits for all %d images of a batch, "
-                "and fine-tuning may not bring it back. Remove less, train longer as you prune, or "
-                "take another seed.",
-                len(images),
-            )
-
-
-def _all_the_same(logits: Tensor) -> bool:
-    """Tell whether images differ by no more than rounding."""
+    images = next((x.to(next(slim.parameters())) for x, _ in batches), None)
+    if images is None or len(images) == 1:
+        return
+    anew = copy.deepcopy(slim)
+    _recalibrate(anew, [(images,)], 1)  # statistics that are stale are no death
+    logits = anew(images)
     spread = (logits.amax(0) - logits.amin(0)).max()
-    return bool(spread <= _SAME * logits.abs().max())
+    if spread <= _SAME * logits.abs().max():
+        _log.warning(
+            "The slim model is dead: it gives the same logits for all %d images of a batch, and "
+            "fine-tuning may not bring it back. Remove less, train longer as you prune, or take "
+            "another seed.",
+            len(images),
+        )
 
 
 def _config(options: Mapping[str, Any]) -> PruneConfig:
