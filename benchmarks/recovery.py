@@ -51,7 +51,7 @@ from benchmarks.recovery_summary import report, views
 from benchmarks.recovery_trials import TRIALS
 from benchmarks.rows import append, read_rows
 from timm_linop.bench import count_macs, count_parameters
-from timm_linop.errors import TrainingError
+from timm_linop.errors import DataError, TrainingError
 from timm_linop.flags import parse
 from timm_linop.models import make_student
 from timm_linop.pruning import Training
@@ -143,6 +143,10 @@ def _keep(model: nn.Module, folder: Path, test: float) -> None:
             made.rename(folder)
 
 
+def _accuracy(folder: Path) -> float:
+    return float(json.loads((folder / ACCURACY).read_text())["test"])
+
+
 def load(folder: Path) -> nn.Module:
     """Load a dense or pruned network by name."""
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
@@ -162,7 +166,7 @@ def measure(cell: Cell) -> Row:
     """Run one cell; a training that diverged has accuracies of 0."""
     recipe = recipe_of(cell)
     paths = dense_folder(cell), slim_folder(cell)
-    dense, pruned = (json.loads((path / ACCURACY).read_text())["test"] for path in paths)
+    dense, pruned = map(_accuracy, paths)
     slim = load(paths[1])
     costs = count_parameters(slim), count_macs(slim, fashion.SIZE)
     torch.manual_seed(cell.seed)
@@ -200,25 +204,32 @@ def run(grids: Sequence[Grid], output: Path, minutes: float, workers: int) -> No
         output: The CSV.
         minutes: Nothing is begun after so long.
         workers: Processes, of one thread each.
+
+    Raises:
+        DataError: If networks are not those of the rows; what was begun is ended first.
     """
     rows, deadline = by_cell(read_rows(output, Row)), time.monotonic() + 60 * minutes
     print(f"{len(rows)} rows are in {output}; {_left(grids, rows)}", flush=True)
     running: dict[Future[Any], Task] = {}
+    strange = None
     with processes(workers) as pool:
         while True:
-            if time.monotonic() < deadline:
+            strange = strange or _strange(grids, rows)
+            if time.monotonic() < deadline and not strange:
                 for task in islice(_waiting(grids, rows, running), workers - len(running)):
                     running[pool.submit(task[0], *task[1])] = task
                     if task[0] is not measure:
                         print(f"{task[0].__name__} {task[1][-1]}", flush=True)
             if not running:
-                print(_left(grids, rows))
-                return
+                break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 del running[future]
                 if isinstance(row := future.result(), Row):
                     rows[row.cell] = row
                     append(output, row, ABOUT)
+    if strange:
+        raise DataError(f"{strange} of {output}. To begin rows of your own, give --output.")
+    print(_left(grids, rows))
 
 
 def processes(workers: int) -> ProcessPoolExecutor:
@@ -231,14 +242,31 @@ def processes(workers: int) -> ProcessPoolExecutor:
 def _waiting(
     grids: Sequence[Grid], rows: Rows, running: Mapping[Future[Any], Task]
 ) -> Iterator[Task]:
-    validation = validation_of(rows)
-    tasks = (ready(cell) for grid in grids for cell in grid.missing(validation))
+    tasks = (ready(cell) for cell in _missing(grids, rows))
     yield from (task for task in dict.fromkeys(tasks) if task not in running.values())
 
 
-def _left(grids: Sequence[Grid], rows: Rows) -> str:
+def _strange(grids: Sequence[Grid], rows: Rows) -> str | None:
+    """Tell which network that is to be fine-tuned is not the one that the rows began with.
+
+    Processors of another maker round otherwise, with the same kernels, too.
+    """
+    began = {dense_folder(row): row.dense for row in rows.values()}
+    began |= {slim_folder(row): row.pruned for row in rows.values()}
+    for cell in _missing(grids, rows):
+        for folder in (dense_folder(cell), slim_folder(cell)):
+            if folder in began and folder.exists() and (own := _accuracy(folder)) != began[folder]:
+                return f"{folder} has {own} % on test images, in the rows it has {began[folder]} %"
+    return None
+
+
+def _missing(grids: Sequence[Grid], rows: Rows) -> Iterator[Cell]:
     validation = validation_of(rows)
-    missing = {cell for grid in grids for cell in grid.missing(validation)}
+    return (cell for grid in grids for cell in grid.missing(validation))
+
+
+def _left(grids: Sequence[Grid], rows: Rows) -> str:
+    missing = set(_missing(grids, rows))
     return f"{len(missing)} are missing, and those that their sweeps will ask for"
 
 
@@ -310,6 +338,9 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     try:
         run([GRIDS[name] for name in args.study], args.output, args.budget, args.workers)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on with what is missing", file=sys.stderr)
         return 130

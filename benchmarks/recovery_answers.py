@@ -24,7 +24,7 @@ from benchmarks.recovery_summary import (
 
 SIMILAR, BOTH = "fine-tuning + mean SP", "fine-tuning + KD + mean SP"
 # The default beside its controls.
-CONTROLLED = ("mixup", "taught", "patient", "taught-long", "taught-longer")
+CONTROLLED = ("mixup", "taught", "patient", "taught-long", "taught-longer", "taught-mobilenet")
 SHARES = tuple(sorted(GRIDS["main"].removed))
 
 
@@ -96,16 +96,16 @@ def leads(rows: Rows) -> str:
         rows: Those of the CSV.
 
     Returns:
-        Markdown: a line a control and grid, with the accuracy of the dense networks there;
+        Markdown: a line a control and grid, with the network and the accuracy of its dense form;
         differences in points with their intervals, bold where those are clear of zero.
     """
     shares = sorted(GRIDS["mixup"].removed)
-    columns = ("dense network", "epochs", *map(percent, shares))
+    columns = ("network", "dense", "epochs", *map(percent, shares))
     lines = head("the default, compared to", columns)
     for question in LEADS:
         lines += _lines(question, (_lead(rows, question, name, shares) for name in question.grids))
     margins = (MARGINS.get(share, "") for share in shares)
-    lines.append(line("LinOP to fine-tuning, in the paper", ("", "", *margins)))
+    lines.append(line("LinOP to fine-tuning, in the paper", ("", "", "", *margins)))
     return "\n".join(lines)
 
 
@@ -132,7 +132,7 @@ def _lines(question: Question, found: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _lead(rows: Rows, question: Question, name: str, shares: Sequence[float]) -> list[str]:
-    """Accuracy of the dense networks, length, and the lead at each share; or nothing."""
+    """Network, accuracy of its dense form, length, the lead at each share; or nothing."""
     grid, places = GRIDS[name], _places(rows, question, GRIDS[name])
     if not places:
         return []
@@ -142,7 +142,8 @@ def _lead(rows: Rows, question: Question, name: str, shares: Sequence[float]) ->
         interval(*_difference(rows, question, grid, [places[share]])) if share in places else ""
         for share in shares
     )
-    return [f"{fmean(row.dense for row in networks):.1f} %", str(epochs), *cells]
+    dense = f"{fmean(row.dense for row in networks):.1f} %"
+    return [f"`{grid.model}`", dense, str(epochs), *cells]
 
 
 def _answer(rows: Rows, question: Question, name: str) -> list[str]:

@@ -65,6 +65,7 @@ DATA = {
     "fashion-mnist-49k": Data("fashion-mnist", 49000, 5000, 4, 2, 0),
     # As from the Hub: trained on many more images than its user has.
     "fashion-mnist-dense-49k": Data("fashion-mnist", 5000, 5000, 8, 8, 1, dense_train=49000),
+    "fashion-mnist-dense-49k-4": Data("fashion-mnist", 5000, 5000, 4, 8, 1, dense_train=49000),
     # A MobileNetV2 learns more slowly from new weights.
     "fashion-mnist-dense-30": Data("fashion-mnist", 5000, 5000, 30, 8, 1),
     "digits": Data("digits", 700, 300, 12, 8, 1),
@@ -277,6 +278,9 @@ GRIDS = {
     "taught": Grid(*_TAUGHT, (0.95, 0.985, 0.92), _CONTROLLED, (30,), 5, swept=3),
     "taught-long": Grid(*_TAUGHT, (0.985,), _CONTROLLED, (100,), 5, swept=3),
     "taught-longer": Grid(*_TAUGHT, (0.985,), _CONTROLLED, (200,), 5, LADDER[2:], swept=3),
+    "taught-mobilenet": Grid(
+        "fashion-mnist-dense-49k-4", "mobilenetv2_035", (0.92,), _CONTROLLED, (30,), 5, swept=3
+    ),
     "taught-expanded": Grid(
         *_TAUGHT, (0.92,), ("fine-tuning", TAUGHT_MIXED, *EXPANDED_MIXED, DEFAULT), (30,), 5
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -18,7 +19,18 @@ from torch.utils.data import TensorDataset
 
 from benchmarks import fashion, recovery_answers, recovery_figures
 from benchmarks.fashion import Score
-from benchmarks.recovery import KERNELS, RESULTS, main, processes, run, splits, tables
+from benchmarks.recovery import (
+    ACCURACY,
+    KERNELS,
+    RESULTS,
+    dense_folder,
+    main,
+    processes,
+    run,
+    slim_folder,
+    splits,
+    tables,
+)
 from benchmarks.recovery_answers import Question, answers, leads
 from benchmarks.recovery_arms import ARMS, DEFAULT, EXPANDED, KD_MUON, PLAIN_MIXED, TAUGHT_MIXED
 from benchmarks.recovery_plan import (
@@ -45,7 +57,7 @@ from benchmarks.recovery_summary import (
     views,
 )
 from benchmarks.recovery_trials import TRIALS
-from benchmarks.rows import read_rows
+from benchmarks.rows import append, read_rows
 from timm_linop.flags import parse
 from timm_linop.recipe import Recipe
 
@@ -183,15 +195,15 @@ def test_leads_hold_what_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = Grid("digits", "test_resnet", (0.92,), (*lead, DEFAULT), (2,), 3)
     unmeasured = replace(grid, epochs=(9,))
     others = {"taught": unmeasured, "patient": replace(grid, removed=(0.7,))}
-    others |= {"taught-long": grid, "taught-longer": unmeasured}
+    others |= {"taught-long": grid, "taught-longer": unmeasured, "taught-mobilenet": unmeasured}
     monkeypatch.setattr(recovery_answers, "GRIDS", {"mixup": grid, **others})
     rows = rows_of(grid, 0.03, lambda c: 80 - lead.get(c.arm, (0.0, 0.0, 0.0))[c.seed])
     assert leads(rows).splitlines()[2:] == [
-        "| fine-tuning | 95.0 % | 2 | +2.00 [-0.48, +4.48] |",
-        "|  | 95.0 % | 2 | +2.00 [-0.48, +4.48] |",
-        "| fine-tuning, mixup | 95.0 % | 2 | +2.00 [-2.97, +6.97] |",
-        "|  | 95.0 % | 2 | +2.00 [-2.97, +6.97] |",
-        "| LinOP to fine-tuning, in the paper |  |  | 1.2 |",
+        "| fine-tuning | `test_resnet` | 95.0 % | 2 | +2.00 [-0.48, +4.48] |",
+        "|  | `test_resnet` | 95.0 % | 2 | +2.00 [-0.48, +4.48] |",
+        "| fine-tuning, mixup | `test_resnet` | 95.0 % | 2 | +2.00 [-2.97, +6.97] |",
+        "|  | `test_resnet` | 95.0 % | 2 | +2.00 [-2.97, +6.97] |",
+        "| LinOP to fine-tuning, in the paper |  |  |  | 1.2 |",
     ]
 
 
@@ -326,9 +338,41 @@ def test_a_run_that_is_taken_up_again_does_what_is_missing_to_the_same_end(
     assert [replace(row, seconds=0.0) for row in again] == [replace(r, seconds=0.0) for r in rows]
 
 
+@pytest.mark.parametrize("strange", ["dense", "pruned", None])
+def test_a_run_goes_on_with_the_networks_of_its_rows_alone(
+    strange: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A processor that rounds otherwise makes others, which are no pairs to the earlier ones."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(GRIDS, "small", SMALL)
+    first, *_ = SMALL.missing({})
+    stands = {"dense": dense_folder(first), "pruned": slim_folder(first)}
+    for name, folder in stands.items():
+        folder.mkdir(parents=True)
+        test = 95.0 if name == "dense" else 10.0
+        (folder / ACCURACY).write_text(json.dumps({"test": test - (name == strange)}))
+    append(tmp_path / "rows.csv", row(first, 80.0), "rows of another machine")
+    before = (tmp_path / "rows.csv").read_text()
+    code = main(["--study", "small", "--output", "rows.csv", "--workers", "1", "--budget", "1e-9"])
+    assert (code, (tmp_path / "rows.csv").read_text()) == (int(bool(strange)), before)
+    said = capsys.readouterr().err
+    assert said.startswith(f"{stands[strange]} has " if strange else "")
+    assert ("of rows.csv. To begin rows of your own, give --output." in said) == bool(strange)
+
+
 ROOT = Path(__file__).parents[1]
 ROWS = by_cell(read_rows(RESULTS, Row))
 MAIN = GRIDS["main"]
+
+
+def test_rows_of_a_seed_begin_with_one_network() -> None:
+    dense = {((row.data, row.model, row.seed), row.dense) for row in ROWS.values()}
+    slim = {((row.data, row.model, row.removed, row.seed), row.pruned) for row in ROWS.values()}
+    for began in (dense, slim):
+        assert len(began) == len({where for where, _ in began})
 
 
 def test_the_page_ends_with_the_tables_of_the_rows() -> None:
