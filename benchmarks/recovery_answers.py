@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -20,6 +20,7 @@ from benchmarks.recovery_summary import (
     line,
     percent,
     signed,
+    spread,
 )
 
 SIMILAR, BOTH = "fine-tuning + mean SP", "fine-tuning + KD + mean SP"
@@ -77,6 +78,7 @@ QUESTIONS = (
         ("main", "kd-muon", "long", "varied", "full", "mobilenet", "digits"),
     ),
     Question("mixup", PLAIN_MIXED, PLAIN, CONTROLLED),
+    Question("Muon, both with KD and mixup", DEFAULT, TAUGHT_MIXED, ("mixup", "taught-expanded")),
     Question("mixup, both with KD and Muon", DEFAULT, KD_MUON, ("mixup",)),
     Question("KD, both with mixup", TAUGHT_MIXED, PLAIN_MIXED, ("mixup", "taught-expanded")),
     Question("KD and Muon, both with mixup", DEFAULT, PLAIN_MIXED, CONTROLLED),
@@ -84,28 +86,36 @@ QUESTIONS = (
 )
 
 # What --recipe default adds, with intervals; its mixup alone is the sharper control.
-LEADS = tuple(Question(against, DEFAULT, against, CONTROLLED) for against in (PLAIN, PLAIN_MIXED))
+LEADS = {
+    f"above {against}": Question(against, DEFAULT, against, CONTROLLED)
+    for against in (PLAIN, PLAIN_MIXED)
+}
 # What LinOP leads plain fine-tuning by in the paper, in points.
 MARGINS = {0.92: "1.2", 0.95: "1.9", 0.985: "2.5 at 98.7 %"}
+Told = Callable[[Rows, Question, Grid, Place], str]
 
 
 def leads(rows: Rows) -> str:
-    """Lay out the default's lead over its controls, beside the margins that the paper has.
+    """Lay out what the default reaches and its lead over its controls, beside the paper's margins.
 
     Args:
         rows: Those of the CSV.
 
     Returns:
-        Markdown: a line a control and grid, with the network and the accuracy of its dense form;
-        differences in points with their intervals, bold where those are clear of zero.
+        Markdown: a line a grid, with the network and the accuracy of its dense form; test
+        accuracies in percent with their deviation over seeds; differences in points with their
+        intervals, bold where those are clear of zero.
     """
     shares = sorted(GRIDS["mixup"].removed)
-    columns = ("network", "dense", "epochs", *map(percent, shares))
-    lines = head("the default, compared to", columns)
-    for question in LEADS:
-        lines += _lines(question, (_lead(rows, question, name, shares) for name in question.grids))
+    lines = head("the default", ("network", "dense", "epochs", *map(percent, shares)))
+    plain, *_ = LEADS.values()
+    parts: list[tuple[str, Question, Told]] = [("test accuracy", plain, _reached)]
+    parts += [(name, question, _lead) for name, question in LEADS.items()]
+    for name, question, told in parts:
+        found = (_of_grid(rows, question, grid, shares, told) for grid in question.grids)
+        lines += _lines(name, found)
     margins = (MARGINS.get(share, "") for share in shares)
-    lines.append(line("LinOP to fine-tuning, in the paper", ("", "", "", *margins)))
+    lines.append(line("LinOP above fine-tuning, in the paper", ("", "", "", *margins)))
     return "\n".join(lines)
 
 
@@ -121,29 +131,40 @@ def answers(rows: Rows) -> str:
     """
     lines = head("what it adds", ("grid", "epochs", "seeds", *map(percent, SHARES), "mean"))
     for question in QUESTIONS:
-        lines += _lines(question, (_answer(rows, question, name) for name in question.grids))
+        found = (_answer(rows, question, name) for name in question.grids)
+        lines += _lines(question.asked, found)
     return "\n".join(lines)
 
 
-def _lines(question: Question, found: Iterable[Sequence[str]]) -> list[str]:
-    """A line a grid that tells anything; the first one says what is asked."""
+def _lines(name: str, found: Iterable[Sequence[str]]) -> list[str]:
+    """A line a grid that tells anything; the first one has the name."""
     told = enumerate(filter(None, found))
-    return [line(question.asked if nth == 0 else "", cells) for nth, cells in told]
+    return [line(name if nth == 0 else "", cells) for nth, cells in told]
 
 
-def _lead(rows: Rows, question: Question, name: str, shares: Sequence[float]) -> list[str]:
-    """Network, accuracy of its dense form, length, the lead at each share; or nothing."""
+def _of_grid(
+    rows: Rows, question: Question, name: str, shares: Sequence[float], told: Told
+) -> list[str]:
+    """Network, accuracy of its dense form, length, what is told of each share; or nothing."""
     grid, places = GRIDS[name], _places(rows, question, GRIDS[name])
     if not places:
         return []
     removed, epochs = next(iter(places.values()))
     networks = chosen(rows, grid, removed, question.against, epochs).values()
-    cells = (
-        interval(*_difference(rows, question, grid, [places[share]])) if share in places else ""
-        for share in shares
-    )
     dense = f"{fmean(row.dense for row in networks):.1f} %"
+    cells = (
+        told(rows, question, grid, places[share]) if share in places else "" for share in shares
+    )
     return [f"`{grid.model}`", dense, str(epochs), *cells]
+
+
+def _reached(rows: Rows, question: Question, grid: Grid, place: Place) -> str:
+    removed, epochs = place
+    return spread(chosen(rows, grid, removed, question.arm, epochs), "test")
+
+
+def _lead(rows: Rows, question: Question, grid: Grid, place: Place) -> str:
+    return interval(*_difference(rows, question, grid, [place]))
 
 
 def _answer(rows: Rows, question: Question, name: str) -> list[str]:

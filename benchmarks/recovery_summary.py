@@ -134,10 +134,10 @@ def accuracies(rows: Rows, grid: Grid, columns: Columns, *, best: bool = False) 
     lines = head("arm", columns)
     for name, before in (("dense", "dense"), ("pruned, not trained", "pruned")):
         networks = (chosen(rows, grid, share, PLAIN, epochs) for share, epochs in columns.values())
-        lines.append(line(name, (_spread(seeds, before) for seeds in networks)))
+        lines.append(line(name, (spread(seeds, before) for seeds in networks)))
     for arm in grid.arms:
         found = (chosen(rows, grid, share, arm, epochs) for share, epochs in columns.values())
-        lines.append(line(arm, (_spread(seeds, column) for seeds in found)))
+        lines.append(line(arm, (spread(seeds, column) for seeds in found)))
     return "\n".join(lines)
 
 
@@ -217,7 +217,8 @@ def interval(mean: float, low: float, high: float) -> str:
     return f"{signed(mean, low, high)} [{low:+.2f}, {high:+.2f}]"
 
 
-def _spread(seeds: Mapping[int, Row], column: str) -> str:
+def spread(seeds: Mapping[int, Row], column: str) -> str:
+    """Write a column's mean and standard deviation over seeds."""
     values = [getattr(row, column) for row in seeds.values()]
     return f"{fmean(values):.1f} ± {stdev(values):.1f}"
 
