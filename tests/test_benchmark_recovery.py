@@ -408,6 +408,17 @@ def test_the_readme_holds_the_tables_of_the_rows() -> None:
             assert f"{found.replace('*', '')} at {share}" in told
 
 
+def test_the_readme_tells_the_lead_at_the_rate_of_the_recipe_where_sweeps_chose_another() -> None:
+    grid, told = GRIDS["mixup"], []
+    for share in (0.7, 0.95):
+        own, plain = grid.sweep(share, DEFAULT, 30), chosen(ROWS, grid, share, PLAIN, 30)
+        at_recipe = [ROWS[cell].test for cell in own.cells([0.03])]
+        assert own.best(validation_of(ROWS)) == 0.1
+        told.append(fmean(at_recipe) - fmean(plain[seed].test for seed in range(grid.swept)))
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"(at 0.03 the lead is {told[0]:.2f} and {told[1]:.2f}, on three seeds)" in readme
+
+
 def validated(grid: Grid, arm: str, *shares: float) -> float:
     """On validation images, the mean of an arm's seeds over some shares, at its chosen rates."""
     (epochs,) = grid.epochs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,12 +23,15 @@ TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 def _command(function: Callable[..., None]) -> Callable[..., None]:
     """Print an error of ours as its one sentence, and leave with exit code 2 (75: resume it).
 
-    Of several processes, one says it: the first, or whichever met it alone.
+    Of several processes, one says it: the first, or whichever met it alone. Warnings are the
+    first one's.
     """
 
     @functools.wraps(function)
     def command(argv: Sequence[str] | None = None) -> None:
         told, warnings.formatwarning = warnings.formatwarning, _as_one_line
+        if not is_first():
+            logging.getLogger(__package__).setLevel(logging.ERROR)
         try:
             function(sys.argv[1:] if argv is None else argv)
         except Interrupted as error:  # they all agreed to
