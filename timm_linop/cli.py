@@ -30,8 +30,10 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(argv: Sequence[str] | None = None) -> None:
         told, warnings.formatwarning = warnings.formatwarning, _as_one_line
+        log = logging.getLogger(__package__)
+        level = log.level
         if not is_first():
-            logging.getLogger(__package__).setLevel(logging.ERROR)
+            log.setLevel(logging.ERROR)
         try:
             function(sys.argv[1:] if argv is None else argv)
         except Interrupted as error:  # they all agreed to
@@ -48,6 +50,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             raise
         finally:
             warnings.formatwarning = told
+            log.setLevel(level)
 
     return command
 
