@@ -256,7 +256,7 @@ def _strange(grids: Sequence[Grid], rows: Rows) -> str | None:
     for cell in _missing(grids, rows):
         for folder in (dense_folder(cell), slim_folder(cell)):
             if folder in began and folder.exists() and (own := _accuracy(folder)) != began[folder]:
-                return f"{folder} has {own} % on test images, in the rows it has {began[folder]} %"
+                return f"{folder} has {own} % on test images, but {began[folder]} % in the rows"
     return None
 
 
