@@ -23,8 +23,8 @@ TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 def _command(function: Callable[..., None]) -> Callable[..., None]:
     """Print an error of ours as its one sentence, and leave with exit code 2 (75: resume it).
 
-    Of several processes, one says it: the first, or whichever met it alone. Warnings are the
-    first one's.
+    Of several processes, one says it: the first, or whichever met it alone. What our log
+    warns of, the first one says.
     """
 
     @functools.wraps(function)
