@@ -193,6 +193,19 @@ def test_a_signal_saves_and_leaves_and_the_run_can_go_on(
     assert max(checkpoints(run)) >= max(before)
 
 
+@pytest.mark.slow
+def test_a_stopped_demo_does_not_offer_to_resume_what_it_cannot(tmp_path: Path) -> None:
+    command = "from timm_linop.cli import main; main()"
+    process = start_script(["-c", command, "demo", "--output", str(tmp_path)])
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*/dense/checkpoints/[0-9]*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, printed
+    assert "the demo begins anew" in printed and "--resume" not in printed
+
+
 def test_a_second_signal_is_as_ever() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     try:

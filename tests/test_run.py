@@ -186,6 +186,14 @@ REFUSED = {
         ["--pruned", "PRUNED", "--in-chans", "3", "--teacher", "test_vit"],
         "CheckpointError: test_vit cannot be loaded|UnknownLayerError",
     ),
+    "teacher's folder missing": (
+        ["--pruned", "PRUNED", "--teacher", "local-dir:no/such"],
+        "CheckpointError: teacher='local-dir:no/such': there is no folder no/such",
+    ),
+    "teacher of no name": (
+        ["--pruned", "PRUNED", "--teacher", "test_resnet5"],
+        "UnknownModelError: 'test_resnet5'.*Close names: 'test_resnet'",
+    ),
     "missing images": (["--model", "test_resnet", "--dataset", "imagefolder:no/such"], "DataError"),
     "folder in use": (
         ["--model", "test_resnet", "--output", "PRUNED"],
@@ -216,6 +224,17 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert len([line for line in told.splitlines() if "Error:" in line]) == 1
     assert not (tmp_path / "out").exists()
     assert sorted(pruned.rglob("*")) == before
+
+
+def test_doubts_are_said_and_the_run_goes_on(
+    pruned: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    itself = ["--pruned", str(pruned), "--teacher", f"local-dir:{pruned}"]
+    cli.train([*itself, *QUICK, "--output", str(tmp_path / "run")])
+    ours = [record.message for record in caplog.records if record.name == "timm_linop.doubts"]
+    assert [message.split()[0] for message in ours] == ["Layers", "The"]
+    rows = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    assert [row["arm"] for row in rows] == ["dense", "pruned", "expanded, KD"]
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,10 @@ def demo(output: str = "runs/demo", seed: int = 42, hub: bool = False) -> None:
     """
     from . import demo as journey
 
-    journey.demo(Path(output), seed, hub)
+    try:
+        journey.demo(Path(output), seed, hub)
+    except Interrupted as error:
+        raise Interrupted("stopped, as asked; run again, the demo begins anew.") from error
 
 
 def audit(model: str, rate: float = 3, pruned: str | None = None) -> None:

@@ -90,6 +90,7 @@ def make_teacher(recipe: Recipe, config: Mapping[str, Any]) -> Teacher:
 
     Raises:
         CheckpointError: If it cannot be loaded.
+        UnknownModelError: If neither a folder nor timm has that name.
         RecipeError: If it reads another number of channels than the student.
     """
     name = recipe.distill.teacher or ""
@@ -180,12 +181,19 @@ def _loaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _located(name: str) -> str:
-    """Let a run folder be named, and a repo be refused in clear words."""
+    """Let a run folder be named, and what is not there be refused in clear words."""
     if name.startswith("hf-hub:"):
         fetch(name.removeprefix("hf-hub:"), [CONFIG])
+        return name
     folder = Path(name.removeprefix("local-dir:"))
-    if name.startswith("local-dir:") or (folder.is_dir() and not timm.is_model(name)):
+    if folder.is_dir() and not timm.is_model(name):
         return f"local-dir:{slim_folder(folder)}"
+    if name.startswith("local-dir:") or folder.name != name:
+        raise CheckpointError(
+            f"teacher={name!r}: there is no folder {folder}; check the path. A repo of the Hub is "
+            "hf-hub:USER/REPO."
+        )
+    known_architecture(name)
     return name
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import card, watch
 from .compare import START, References, compared_runs, start_of
 from .data import ImageData
+from .doubts import warn_of_recipe, warn_of_teacher
 from .dry_run import describe
 from .errors import TrainingError
 from .evaluation import evaluate
@@ -51,7 +52,7 @@ def train(recipe: Recipe) -> Path | None:
         LinOPError: If anything in the recipe cannot work, before long work if it can be told.
         HubError: Also if the finished run, which is whole, cannot be pushed.
     """
-    recipe = recipe.effective()
+    given, recipe = recipe, recipe.effective()
     if recipe.watch.eval_only:
         return _evaluate_only(recipe)
     check_training(recipe.optim, recipe.schedule)
@@ -69,6 +70,7 @@ def train(recipe: Recipe) -> Path | None:
     trainer = Trainer(student, teacher, loaders.train, loaders.validation, recipe, accelerator)
     trainer.after_epoch = Snapshots(recipe, arm_of(recipe), data, loaders.config, accelerator)
     stages = _stages(trainer, recipe, data, loaders)
+    warn_of_recipe(given)
     if recipe.watch.dry_run:
         _try_out(stages)
         return None
@@ -78,8 +80,10 @@ def train(recipe: Recipe) -> Path | None:
         (output / START).write_text(json.dumps(began, indent=2), encoding="utf-8")
     beside = References(teacher, slim_start, compared)
     classes = len(data.class_names)
-    for row in accuracies(beside.measured(), trainer.validation, accelerator, classes):
+    measured = accuracies(beside.measured(), trainer.validation, accelerator, classes)
+    for row in measured:
         accelerator.print(f"{row.arm}: validation {row.accuracy:.2f} %")
+    warn_of_teacher(measured)
     watch.start(recipe, accelerator)
     # Drawn per process from here on: dropout and mixup are not to be the same on all of them.
     set_seed(recipe.run.seed, device_specific=True)

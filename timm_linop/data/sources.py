@@ -55,9 +55,10 @@ def _read_image_folder(place: str) -> tuple[str, Splits]:
     splits = {sub.name: sub for sub in inside if _holds_a_split(sub)} or {"train": folder}
     files = {split: f"{glob.escape(str(sub))}/**" for split, sub in splits.items()}
     hint = "it should hold DIR/class/image.png or DIR/train/class/image.png"
-    return f"imagefolder:{folder.name}", _load(
-        f"imagefolder:{place}", hint, "imagefolder", data_files=files
-    )
+    loaded = _load(f"imagefolder:{place}", hint, "imagefolder", data_files=files)
+    if any(split.column_names == ["image"] for split in loaded.values()):
+        raise DataError(f"imagefolder:{place} has images, but no two classes: {hint}.")
+    return f"imagefolder:{folder.name}", loaded
 
 
 def _holds_a_split(folder: Path) -> bool:

@@ -1,0 +1,53 @@
+"""What a run says before it trains where its user may have meant something else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from .card import Result
+from .recipe import Recipe
+
+_log = logging.getLogger(__name__)
+
+
+def warn_of_recipe(recipe: Recipe) -> None:
+    """Warn of what a recipe does though nothing in it says so.
+
+    Args:
+        recipe: As it was given, before `Recipe.effective` fills it.
+
+    Raises:
+        RecipeError: If its settings contradict each other.
+    """
+    for doubt in _of_recipe(recipe, recipe.effective()):
+        _log.warning(doubt)
+
+
+def _of_recipe(given: Recipe, effective: Recipe) -> Iterator[str]:
+    if given.expand.rate is None and effective.expand.rate:
+        yield (
+            f"Layers are expanded (rate {effective.expand.rate:g}), as --pruned does by itself. "
+            "--recipe default, without expansion, is what was measured best (docs/recovery.md)."
+        )
+    if effective.distill.teacher and not effective.distill.asked:
+        yield (
+            f"teacher={effective.distill.teacher!r} is not asked: kd_weight and gamma are 0. Give "
+            "one of them a weight, or leave --teacher out."
+        )
+
+
+def warn_of_teacher(measured: Sequence[Result]) -> None:
+    """Warn of a teacher that knows no more than its student does before it is trained.
+
+    Args:
+        measured: ``dense``, the teacher, and ``pruned``, the start, on validation images; without
+            both there is nothing to compare.
+    """
+    reached = {row.arm: row.accuracy or 0.0 for row in measured}
+    if reached.keys() >= {"dense", "pruned"} and reached["dense"] <= reached["pruned"]:
+        _log.warning(
+            f"The teacher has {reached['dense']:.2f} % on validation images, no more than the "
+            f"pruned model before training ({reached['pruned']:.2f} %). Is --teacher the trained "
+            "dense model?"
+        )
