@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -25,7 +25,15 @@ from benchmarks.recovery_summary import (
 
 SIMILAR, BOTH = "fine-tuning + mean SP", "fine-tuning + KD + mean SP"
 # The default beside its controls.
-CONTROLLED = ("mixup", "taught", "patient", "taught-long", "taught-longer", "taught-mobilenet")
+CONTROLLED = (
+    "mixup",
+    "taught",
+    "patient",
+    "taught-long",
+    "taught-longer",
+    "taught-mobilenet",
+    "taught-resnet10t",
+)
 SHARES = tuple(sorted(GRIDS["main"].removed))
 
 
@@ -96,19 +104,20 @@ Told = Callable[[Rows, Question, Grid, Place], str]
 
 
 def leads(rows: Rows) -> str:
-    """Lay out what the default reaches and its lead over its controls, beside the paper's margins.
+    """Lay out what the default reaches and leads its controls by, beside the paper's margins.
 
     Args:
         rows: Those of the CSV.
 
     Returns:
-        Markdown: a line a grid, with the network and the accuracy of its dense form; test
-        accuracies in percent with their deviation over seeds; differences in points with their
-        intervals, bold where those are clear of zero.
+        Markdown: how many parameters each network is left with; then a line a grid, with the
+        network and the accuracy of its dense form; test accuracies in percent with their deviation
+        over seeds; differences in points with their intervals, bold where those are clear of zero.
     """
     shares = sorted(GRIDS["mixup"].removed)
     lines = head("the default", ("network", "dense", "epochs", *map(percent, shares)))
     plain, *_ = LEADS.values()
+    lines += _lines("parameters left", _left(rows, plain, shares))
     parts: list[tuple[str, Question, Told]] = [("test accuracy", plain, _reached)]
     parts += [(name, question, _lead) for name, question in LEADS.items()]
     for name, question, told in parts:
@@ -140,6 +149,18 @@ def _lines(name: str, found: Iterable[Sequence[str]]) -> list[str]:
     """A line a grid that tells anything; the first one has the name."""
     told = enumerate(filter(None, found))
     return [line(name if nth == 0 else "", cells) for nth, cells in told]
+
+
+def _left(rows: Rows, question: Question, shares: Sequence[float]) -> Iterator[list[str]]:
+    """Network by network, how many parameters each share leaves."""
+    left: dict[str, dict[float, str]] = {}
+    for name in question.grids:
+        grid = GRIDS[name]
+        for share, place in _places(rows, question, grid).items():
+            row, *_ = chosen(rows, grid, place[0], question.arm, place[1]).values()
+            left.setdefault(grid.model, {})[share] = f"{row.parameters:,}"
+    for model, counts in left.items():
+        yield [f"`{model}`", "", "", *(counts.get(share, "") for share in shares)]
 
 
 def _of_grid(

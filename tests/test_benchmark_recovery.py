@@ -195,12 +195,14 @@ def test_leads_hold_what_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = Grid("digits", "test_resnet", (0.92,), (*lead, DEFAULT), (2,), 3)
     unmeasured = replace(grid, epochs=(9,))
     others = {"taught": unmeasured, "patient": replace(grid, removed=(0.7,))}
-    others |= {"taught-long": grid, "taught-longer": unmeasured, "taught-mobilenet": unmeasured}
+    others |= dict.fromkeys(("taught-longer", "taught-mobilenet"), unmeasured)
+    others |= {"taught-long": grid, "taught-resnet10t": unmeasured}
     monkeypatch.setattr(recovery_answers, "GRIDS", {"mixup": grid, **others})
     rows = rows_of(grid, 0.03, lambda c: 80 - lead.get(c.arm, (0.0, 0.0, 0.0))[c.seed])
     assert leads(rows).splitlines() == [
         "| the default | network | dense | epochs | 92 % |",
         "|---|---|---|---|---|",
+        "| parameters left | `test_resnet` |  |  | 100 |",
         "| test accuracy | `test_resnet` | 95.0 % | 2 | 80.0 ± 0.0 |",
         "|  | `test_resnet` | 95.0 % | 2 | 80.0 ± 0.0 |",
         "| above fine-tuning | `test_resnet` | 95.0 % | 2 | +2.00 [-0.48, +4.48] |",
@@ -436,7 +438,8 @@ def test_kd_under_muon_is_the_best_of_main() -> None:
 
 def test_the_default_recipe_is_the_measured_best() -> None:
     """By validation images, which do not decide what the tables say: over the shares of a grid."""
-    for each in (GRIDS["mixup"], GRIDS["taught"], GRIDS["taught-mobilenet"]):
+    for name in ("mixup", "taught", "taught-mobilenet", "taught-resnet10t"):
+        each = GRIDS[name]
         assert max(each.arms, key=lambda arm: validated(each, arm, *each.removed)) == DEFAULT
     grid = GRIDS["mixup"]
     start = ["--pruned", "slim", "--teacher", "dense"]
