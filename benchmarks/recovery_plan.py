@@ -67,7 +67,7 @@ DATA = {
     "fashion-mnist-dense-49k": Data("fashion-mnist", 5000, 5000, 8, 8, 1, dense_train=49000),
     # Likewise, in half as many epochs, for a MobileNetV2, whose steps take longer.
     "fashion-mnist-dense-49k-4": Data("fashion-mnist", 5000, 5000, 4, 8, 1, dense_train=49000),
-    # Likewise, in a quarter, for a ResNet-10 of the field's size: 13 times the parameters.
+    # Likewise, in a quarter, for timm's ResNet-10, which has 13 times the parameters.
     "fashion-mnist-dense-49k-2": Data("fashion-mnist", 5000, 5000, 2, 8, 1, dense_train=49000),
     # A MobileNetV2 learns more slowly from new weights.
     "fashion-mnist-dense-30": Data("fashion-mnist", 5000, 5000, 30, 8, 1),
@@ -284,7 +284,7 @@ GRIDS = {
     "taught-mobilenet": Grid(
         "fashion-mnist-dense-49k-4", "mobilenetv2_035", (0.92,), _CONTROLLED, (30,), 5, swept=3
     ),
-    # Where 98.5 % removed leaves 74 thousand parameters, not five.
+    # Where 98.5 % removed leaves 72,663 parameters, not 5,031.
     "taught-resnet10t": Grid(
         "fashion-mnist-dense-49k-2", "resnet10t", (0.985,), _CONTROLLED, (30,), 5, swept=3
     ),

@@ -11,7 +11,7 @@ from timm_linop.recipe import Recipe
 
 SLIM = ["--pruned", "runs/pruned"]
 TAUGHT = [*SLIM, "--teacher", "dense"]
-EXPANDED = "Layers are expanded (rate 3), as --pruned does by itself. --recipe default"
+EXPANDED = "Layers are expanded, as --pruned does by itself; --rate 3 says so"
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,8 @@ EXPANDED = "Layers are expanded (rate 3), as --pruned does by itself. --recipe d
     [
         (TAUGHT, [EXPANDED]),
         ([*TAUGHT, "--rate", "3"], []),
+        ([*TAUGHT, "--gamma", "3000"], []),
+        ([*SLIM, "--gamma", "0"], [EXPANDED]),
         ([*TAUGHT, "--rate", "0"], []),
         ([*TAUGHT, "--recipe", "default"], []),
         ([*TAUGHT, "--recipe", "paper-finetune"], []),

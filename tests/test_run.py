@@ -192,7 +192,7 @@ REFUSED = {
     ),
     "teacher of no name": (
         ["--pruned", "PRUNED", "--teacher", "test_resnet5"],
-        "UnknownModelError: 'test_resnet5'.*Close names: 'test_resnet'",
+        "UnknownModelError: teacher='test_resnet5': there is no such folder.*'test_resnet'",
     ),
     "missing images": (["--model", "test_resnet", "--dataset", "imagefolder:no/such"], "DataError"),
     "folder in use": (

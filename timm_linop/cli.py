@@ -21,7 +21,7 @@ TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Print an error of ours as its one sentence, and leave with exit code 2 (75: resume it).
+    """Print an error of ours as its one sentence, and leave with exit code 2 (75: it was stopped).
 
     Of several processes, one says it: the first, or whichever met it alone. What our log
     warns of, the first one says.

@@ -25,10 +25,12 @@ def warn_of_recipe(recipe: Recipe) -> None:
 
 
 def _of_recipe(given: Recipe, effective: Recipe) -> Iterator[str]:
-    if given.expand.rate is None and effective.expand.rate:
+    unnamed = given.expand.rate is None and not effective.distill.gamma  # with SP-KD it is LinOP
+    if unnamed and effective.expand.rate:
         yield (
-            f"Layers are expanded (rate {effective.expand.rate:g}), as --pruned does by itself. "
-            "--recipe default, without expansion, is what was measured best (docs/recovery.md)."
+            "Layers are expanded, as --pruned does by itself; "
+            f"--rate {effective.expand.rate:g} says so, --rate 0 leaves it out. In our study "
+            "expansion did not pay (docs/recovery.md); --recipe default does without it."
         )
     if effective.distill.teacher and not effective.distill.asked:
         yield (
@@ -49,5 +51,5 @@ def warn_of_teacher(measured: Sequence[Result]) -> None:
         _log.warning(
             f"The teacher has {reached['dense']:.2f} % on validation images, no more than the "
             f"pruned model before training ({reached['pruned']:.2f} %). Is --teacher the trained "
-            "dense model?"
+            "dense model? (A slim model that was trained already may pass it.)"
         )

@@ -16,7 +16,7 @@ from .checkpoint import CONFIG
 from .data import ImageData, check_fits
 from .distill import Teacher
 from .download import fetch
-from .errors import CheckpointError, LinOPError, RecipeError
+from .errors import CheckpointError, LinOPError, RecipeError, UnknownModelError
 from .expand import check_settings, expand
 from .optim import is_plain_sgd
 from .recipe import DenseConfig, ModelConfig, PruneRecipe, Recipe
@@ -182,18 +182,25 @@ def _loaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
 
 def _located(name: str) -> str:
     """Let a run folder be named, and what is not there be refused in clear words."""
-    if name.startswith("hf-hub:"):
-        fetch(name.removeprefix("hf-hub:"), [CONFIG])
+    kind, _, repo = name.partition(":")
+    if kind.lower().replace("_", "-") == "hf-hub":
+        fetch(repo, [CONFIG])
         return name
-    folder = Path(name.removeprefix("local-dir:"))
-    if folder.is_dir() and not timm.is_model(name):
+    if timm.is_model(name):
+        return name
+    place = name.removeprefix("local-dir:")
+    folder = Path(place).expanduser()
+    if place and folder.is_dir():
         return f"local-dir:{slim_folder(folder)}"
-    if name.startswith("local-dir:") or folder.name != name:
+    if place != name or "/" in name or "\\" in name:
         raise CheckpointError(
             f"teacher={name!r}: there is no folder {folder}; check the path. A repo of the Hub is "
             "hf-hub:USER/REPO."
         )
-    known_architecture(name)
+    try:
+        known_architecture(name)
+    except UnknownModelError as error:
+        raise UnknownModelError(f"teacher={name!r}: there is no such folder, and {error}") from None
     return name
 
 

@@ -57,7 +57,10 @@ def _read_image_folder(place: str) -> tuple[str, Splits]:
     hint = "it should hold DIR/class/image.png or DIR/train/class/image.png"
     loaded = _load(f"imagefolder:{place}", hint, "imagefolder", data_files=files)
     if any(split.column_names == ["image"] for split in loaded.values()):
-        raise DataError(f"imagefolder:{place} has images, but no two classes: {hint}.")
+        raise DataError(
+            f"imagefolder:{place} has images, but does not tell two classes: {hint}, with every "
+            "image at the same depth."
+        )
     return f"imagefolder:{folder.name}", loaded
 
 
