@@ -190,6 +190,14 @@ REFUSED = {
         ["--pruned", "PRUNED", "--teacher", "local-dir:no/such"],
         "CheckpointError: teacher='local-dir:no/such': there is no folder no/such",
     ),
+    "teacher by a path of another system": (
+        ["--pruned", "PRUNED", "--teacher", "runs\\dense"],
+        "CheckpointError: teacher='runs.*dense': there is no folder",
+    ),
+    "teacher under a home that is not there": (
+        ["--pruned", "PRUNED", "--teacher", "local-dir:~/no/such"],
+        "CheckpointError: teacher='local-dir:~/no/such': there is no folder /",
+    ),
     "teacher of no name": (
         ["--pruned", "PRUNED", "--teacher", "test_resnet5"],
         "UnknownModelError: teacher='test_resnet5': there is no such folder.*'test_resnet'",
@@ -227,9 +235,13 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 
 
 def test_doubts_are_said_and_the_run_goes_on(
-    pruned: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pruned: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    itself = ["--pruned", str(pruned), "--teacher", f"local-dir:{pruned}"]
+    monkeypatch.setenv("HOME", str(pruned.parent))  # which the shell leaves to us after a colon
+    itself = ["--pruned", str(pruned), "--teacher", f"local-dir:~/{pruned.name}"]
     cli.train([*itself, *QUICK, "--output", str(tmp_path / "run")])
     ours = [record.message for record in caplog.records if record.name == "timm_linop.doubts"]
     assert [message.split()[0] for message in ours] == ["Layers", "The"]
