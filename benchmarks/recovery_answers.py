@@ -25,14 +25,8 @@ from benchmarks.recovery_summary import (
 
 SIMILAR, BOTH = "fine-tuning + mean SP", "fine-tuning + KD + mean SP"
 # The default beside its controls.
-CONTROLLED = (
-    "mixup",
-    "taught",
-    "patient",
-    "taught-long",
-    "taught-longer",
-    "taught-mobilenet",
-    "taught-resnet10t",
+CONTROLLED = tuple(
+    name for name, grid in GRIDS.items() if {PLAIN, PLAIN_MIXED, DEFAULT} <= set(grid.arms)
 )
 SHARES = tuple(sorted(GRIDS["main"].removed))
 

@@ -34,7 +34,8 @@ EXPANDED = "Layers are expanded, as --pruned does by itself; --rate 3 says so"
 def test_what_no_flag_says(
     flags: list[str], told: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    warn_of_recipe(parse(Recipe, flags, "train.py"))
+    given = parse(Recipe, flags, "train.py")
+    warn_of_recipe(given, given.effective())
     assert len(caplog.messages) == len(told)
     assert all(map(str.startswith, caplog.messages, told))
 

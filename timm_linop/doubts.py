@@ -11,16 +11,14 @@ from .recipe import Recipe
 _log = logging.getLogger(__name__)
 
 
-def warn_of_recipe(recipe: Recipe) -> None:
+def warn_of_recipe(given: Recipe, effective: Recipe) -> None:
     """Warn of what a recipe does though nothing in it says so.
 
     Args:
-        recipe: As it was given, before `Recipe.effective` fills it.
-
-    Raises:
-        RecipeError: If its settings contradict each other.
+        given: As it was asked for.
+        effective: What `Recipe.effective` made of it.
     """
-    for doubt in _of_recipe(recipe, recipe.effective()):
+    for doubt in _of_recipe(given, effective):
         _log.warning(doubt)
 
 

@@ -70,7 +70,7 @@ def train(recipe: Recipe) -> Path | None:
     trainer = Trainer(student, teacher, loaders.train, loaders.validation, recipe, accelerator)
     trainer.after_epoch = Snapshots(recipe, arm_of(recipe), data, loaders.config, accelerator)
     stages = _stages(trainer, recipe, data, loaders)
-    warn_of_recipe(given)
+    warn_of_recipe(given, recipe)
     if recipe.watch.dry_run:
         _try_out(stages)
         return None
