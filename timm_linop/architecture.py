@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from .errors import StructureError, UnknownModelError, close_names
 
 PREFIX = "linop_"
+ALIASES = {"linop_mobilenetv2": "mobilenetv2_100"}
 
 
 def known_architecture(name: str) -> str:
     """Return a timm architecture's plain name, or refuse it.
 
     Args:
-        name: A timm name, with or without ``linop_`` and tag.
+        name: A timm name, with or without ``linop_`` and tag, or an alias of ours.
 
     Raises:
         UnknownModelError: If timm has no such architecture.
@@ -27,7 +28,8 @@ def known_architecture(name: str) -> str:
         >>> known_architecture("linop_resnet18.a1_in1k")
         'resnet18'
     """
-    base = name.removeprefix(PREFIX).split(".")[0]
+    plain = name.split(".")[0]
+    base = ALIASES.get(plain, plain.removeprefix(PREFIX))
     if base.startswith(PREFIX) or not timm.is_model(base):
         raise UnknownModelError(
             f"{name[:80]!r} is no architecture of timm {timm.__version__}."

@@ -186,22 +186,25 @@ def _located(name: str) -> str:
     if kind.lower().replace("_", "-") == "hf-hub":
         fetch(repo, [CONFIG])
         return name
-    if timm.is_model(name):
-        return name
+    try:
+        known_architecture(name)
+    except UnknownModelError as unknown:
+        return f"local-dir:{slim_folder(_folder_named(name, unknown))}"
+    return name
+
+
+def _folder_named(name: str, unknown: UnknownModelError) -> Path:
+    """The folder that a name stands for which is no architecture's."""
     place = name.removeprefix("local-dir:")
     folder = Path(place).expanduser()
     if place and folder.is_dir():
-        return f"local-dir:{slim_folder(folder)}"
+        return folder
     if place != name or "/" in name or "\\" in name:
         raise CheckpointError(
             f"teacher={name!r}: there is no folder {folder}; check the path. A repo of the Hub is "
             "hf-hub:USER/REPO."
-        )
-    try:
-        known_architecture(name)
-    except UnknownModelError as error:
-        raise UnknownModelError(f"teacher={name!r}: there is no such folder, and {error}") from None
-    return name
+        ) from None
+    raise UnknownModelError(f"teacher={name!r}: there is no such folder, and {unknown}") from None
 
 
 def _check_fits(model: nn.Module, data: ImageData) -> None:

@@ -30,7 +30,7 @@ from timm.models import (
 from torch import nn
 
 from . import proof
-from .architecture import PREFIX, dense_model, tensors_of, whole_model
+from .architecture import ALIASES, PREFIX, dense_model, tensors_of, whole_model
 from .errors import CheckpointError, LinOPError, StructureError
 from .expand import check_settings, expand
 from .memory import check_expansion, check_model
@@ -38,10 +38,8 @@ from .named import check_named_config, check_named_weights
 from .saved import check_saved_args, check_saved_cfg
 from .source import Source, resolve
 
-ALIASES = {"linop_mobilenetv2": "mobilenetv2_100"}
-
 # timm reads these two off the module of an entrypoint when it is registered.
-__all__ = ["ALIASES", "register_twins"]
+__all__ = ["register_twins"]
 default_cfgs: dict[str, Any] = {}
 
 
