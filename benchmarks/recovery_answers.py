@@ -28,6 +28,9 @@ SIMILAR, BOTH = "fine-tuning + mean SP", "fine-tuning + KD + mean SP"
 CONTROLLED = tuple(
     name for name, grid in GRIDS.items() if {PLAIN, PLAIN_MIXED, DEFAULT} <= set(grid.arms)
 )
+# Those with its distillation alone; those with its distillation and mixup.
+DISTILLED = tuple(name for name in CONTROLLED if TAUGHT in GRIDS[name].arms)
+MIXED = tuple(name for name, grid in GRIDS.items() if TAUGHT_MIXED in grid.arms)
 SHARES = tuple(sorted(GRIDS["main"].removed))
 
 
@@ -60,14 +63,17 @@ QUESTIONS = (
     ),
     Question("expansion, with KD under Muon", "expanded + KD, Muon", KD_MUON, ("muon",)),
     Question(
-        "expansion, with KD and mixup", "expanded + KD, mixup", TAUGHT_MIXED, ("taught-expanded",)
+        "expansion, with KD and mixup",
+        "expanded + KD, mixup",
+        TAUGHT_MIXED,
+        ("taught-expanded", "taught-expanded-resnet10t"),
     ),
     Question("expansion, with gentle SP", "expanded + mean SP", SIMILAR, ("gentle",)),
     Question("expansion, with KD and gentle SP", "expanded + KD + mean SP", BOTH, ("gentle",)),
     Question("expansion and SP, as in the paper", "LinOP (paper)", "fine-tuning + SP", ("paper",)),
     Question("expansion of new weights", "ExpandNets", "from scratch", ("paper",)),
     Question("SP, as in the paper", "fine-tuning + SP", PLAIN, ("paper",)),
-    Question("KD", TAUGHT, PLAIN, ("main", "full", "mobilenet", "digits")),
+    Question("KD", TAUGHT, PLAIN, ("main", "full", "mobilenet", "digits", *DISTILLED)),
     Question("gentle SP", SIMILAR, PLAIN, ("gentle",)),
     Question("gentle SP beside KD", BOTH, TAUGHT, ("gentle",)),
     Question("Muon", "fine-tuning, Muon", PLAIN, ("muon", "digits")),
@@ -80,17 +86,18 @@ QUESTIONS = (
         ("main", "kd-muon", "long", "varied", "full", "mobilenet", "digits"),
     ),
     Question("mixup", PLAIN_MIXED, PLAIN, CONTROLLED),
-    Question("Muon, both with KD and mixup", DEFAULT, TAUGHT_MIXED, ("mixup", "taught-expanded")),
+    Question("Muon, both with KD and mixup", DEFAULT, TAUGHT_MIXED, MIXED),
     Question("mixup, both with KD and Muon", DEFAULT, KD_MUON, ("mixup",)),
-    Question("KD, both with mixup", TAUGHT_MIXED, PLAIN_MIXED, ("mixup", "taught-expanded")),
+    Question("KD, both with mixup", TAUGHT_MIXED, PLAIN_MIXED, MIXED),
     Question("KD and Muon, both with mixup", DEFAULT, PLAIN_MIXED, CONTROLLED),
+    Question("Muon and mixup, both with KD", DEFAULT, TAUGHT, DISTILLED),
     Question("KD, Muon and mixup, the default", DEFAULT, PLAIN, CONTROLLED),
 )
 
-# What --recipe default adds, with intervals; its mixup alone is the sharper control.
+# What --recipe default adds, with intervals, also to each half of it that is one flag.
 LEADS = {
     f"above {against}": Question(against, DEFAULT, against, CONTROLLED)
-    for against in (PLAIN, PLAIN_MIXED)
+    for against in (PLAIN, PLAIN_MIXED, TAUGHT)
 }
 # What LinOP leads plain fine-tuning by in the paper, in points.
 MARGINS = {0.92: "1.2", 0.95: "1.9", 0.985: "2.5 at 98.7 %"}

@@ -252,7 +252,11 @@ class Grid:
 _REMOVED = (0.92, 0.985, 0.70, 0.95, 0.85)
 _FASHION = ("fashion-mnist", "test_resnet")
 _TAUGHT = ("fashion-mnist-dense-49k", "test_resnet")
+_MOBILENET = ("fashion-mnist-dense-49k-4", "mobilenetv2_035")
+_RESNET10T = ("fashion-mnist-dense-49k-2", "resnet10t")
 _CONTROLLED = ("fine-tuning", PLAIN_MIXED, DEFAULT)  # the default and its controls
+_DISTILLED = (*_CONTROLLED[:2], "fine-tuning + KD", DEFAULT)  # and the default's distillation
+_EXPANDED = ("fine-tuning", TAUGHT_MIXED, *EXPANDED_MIXED, DEFAULT)
 # A cell that stands in several of them is run once.
 GRIDS = {
     "main": Grid(
@@ -281,16 +285,12 @@ GRIDS = {
     "taught": Grid(*_TAUGHT, (0.95, 0.985, 0.92), _CONTROLLED, (30,), 5, swept=3),
     "taught-long": Grid(*_TAUGHT, (0.985,), _CONTROLLED, (100,), 5, swept=3),
     "taught-longer": Grid(*_TAUGHT, (0.985,), _CONTROLLED, (200,), 5, LADDER[2:], swept=3),
-    "taught-mobilenet": Grid(
-        "fashion-mnist-dense-49k-4", "mobilenetv2_035", (0.92,), _CONTROLLED, (30,), 5, swept=3
-    ),
+    "taught-mobilenet": Grid(*_MOBILENET, (0.92,), _DISTILLED, (30,), 5, swept=3),
     # Where 98.5 % removed leaves 72,663 parameters, not 5,031.
-    "taught-resnet10t": Grid(
-        "fashion-mnist-dense-49k-2", "resnet10t", (0.985,), _CONTROLLED, (30,), 5, swept=3
-    ),
-    "taught-expanded": Grid(
-        *_TAUGHT, (0.92,), ("fine-tuning", TAUGHT_MIXED, *EXPANDED_MIXED, DEFAULT), (30,), 5
-    ),
+    "taught-resnet10t": Grid(*_RESNET10T, (0.985,), _DISTILLED, (30,), 5, swept=3),
+    "taught-expanded": Grid(*_TAUGHT, (0.92,), _EXPANDED, (30,), 5),
+    "taught-expanded-mobilenet": Grid(*_MOBILENET, (0.92,), _EXPANDED, (30,), 5),
+    "taught-expanded-resnet10t": Grid(*_RESNET10T, (0.985,), _EXPANDED, (30,), 5),
     "full": Grid(
         "fashion-mnist-49k",
         "test_resnet",

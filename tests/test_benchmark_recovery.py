@@ -47,6 +47,7 @@ from benchmarks.recovery_plan import (
 )
 from benchmarks.recovery_summary import (
     PLAIN,
+    TAUGHT,
     accuracies,
     chosen,
     difference,
@@ -191,7 +192,7 @@ def test_answers_hold_what_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_leads_hold_what_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    lead = {PLAIN: (3.0, 2.0, 1.0), PLAIN_MIXED: (4.0, 0.0, 2.0)}
+    lead = {PLAIN: (3.0, 2.0, 1.0), PLAIN_MIXED: (4.0, 0.0, 2.0), TAUGHT: (3.0, 2.0, 1.0)}
     grid = Grid("digits", "test_resnet", (0.92,), (*lead, DEFAULT), (2,), 3)
     unmeasured = replace(grid, epochs=(9,))
     others = {"taught": unmeasured, "patient": replace(grid, removed=(0.7,))}
@@ -209,6 +210,8 @@ def test_leads_hold_what_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         "|  | `test_resnet` | 95.0 % | 2 | +2.00 [-0.48, +4.48] |",
         "| above fine-tuning, mixup | `test_resnet` | 95.0 % | 2 | +2.00 [-2.97, +6.97] |",
         "|  | `test_resnet` | 95.0 % | 2 | +2.00 [-2.97, +6.97] |",
+        "| above fine-tuning + KD | `test_resnet` | 95.0 % | 2 | +2.00 [-0.48, +4.48] |",
+        "|  | `test_resnet` | 95.0 % | 2 | +2.00 [-0.48, +4.48] |",
         "| LinOP above fine-tuning, in the paper |  |  |  | 1.2 |",
     ]
 
@@ -393,6 +396,7 @@ TOLD = (
     ("mobilenet", KD_MUON, PLAIN),
     ("varied", KD_MUON, PLAIN),
     ("taught-expanded", "expanded + KD, mixup", TAUGHT_MIXED),
+    ("taught-expanded-resnet10t", "expanded + KD, mixup", TAUGHT_MIXED),
 )
 
 
