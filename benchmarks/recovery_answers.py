@@ -66,7 +66,7 @@ QUESTIONS = (
         "expansion, with KD and mixup",
         "expanded + KD, mixup",
         TAUGHT_MIXED,
-        ("taught-expanded", "taught-expanded-resnet10t"),
+        ("taught-expanded", "taught-expanded-mobilenet", "taught-expanded-resnet10t"),
     ),
     Question("expansion, with gentle SP", "expanded + mean SP", SIMILAR, ("gentle",)),
     Question("expansion, with KD and gentle SP", "expanded + KD + mean SP", BOTH, ("gentle",)),

@@ -396,6 +396,7 @@ TOLD = (
     ("mobilenet", KD_MUON, PLAIN),
     ("varied", KD_MUON, PLAIN),
     ("taught-expanded", "expanded + KD, mixup", TAUGHT_MIXED),
+    ("taught-expanded-mobilenet", "expanded + KD, mixup", TAUGHT_MIXED),
     ("taught-expanded-resnet10t", "expanded + KD, mixup", TAUGHT_MIXED),
 )
 
