@@ -24,13 +24,17 @@ from benchmarks.recovery_summary import (
 )
 
 SIMILAR, BOTH = "fine-tuning + mean SP", "fine-tuning + KD + mean SP"
-# The default beside its controls.
-CONTROLLED = tuple(
-    name for name, grid in GRIDS.items() if {PLAIN, PLAIN_MIXED, DEFAULT} <= set(grid.arms)
-)
-# Those with its distillation alone; those with its distillation and mixup.
-DISTILLED = tuple(name for name in CONTROLLED if TAUGHT in GRIDS[name].arms)
-MIXED = tuple(name for name, grid in GRIDS.items() if TAUGHT_MIXED in grid.arms)
+
+
+def _with(*arms: str) -> tuple[str, ...]:
+    """The grids that have all of these arms, by name."""
+    return tuple(name for name, grid in GRIDS.items() if set(arms) <= set(grid.arms))
+
+
+# The default beside its controls; and beside its distillation alone; that with its mixup.
+CONTROLLED = _with(PLAIN, PLAIN_MIXED, DEFAULT)
+DISTILLED = _with(PLAIN, PLAIN_MIXED, TAUGHT, DEFAULT)
+MIXED = _with(TAUGHT_MIXED)
 SHARES = tuple(sorted(GRIDS["main"].removed))
 
 
@@ -66,7 +70,7 @@ QUESTIONS = (
         "expansion, with KD and mixup",
         "expanded + KD, mixup",
         TAUGHT_MIXED,
-        ("taught-expanded", "taught-expanded-mobilenet", "taught-expanded-resnet10t"),
+        _with("expanded + KD, mixup", TAUGHT_MIXED),
     ),
     Question("expansion, with gentle SP", "expanded + mean SP", SIMILAR, ("gentle",)),
     Question("expansion, with KD and gentle SP", "expanded + KD + mean SP", BOTH, ("gentle",)),

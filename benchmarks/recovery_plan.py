@@ -255,7 +255,9 @@ _TAUGHT = ("fashion-mnist-dense-49k", "test_resnet")
 _MOBILENET = ("fashion-mnist-dense-49k-4", "mobilenetv2_035")
 _RESNET10T = ("fashion-mnist-dense-49k-2", "resnet10t")
 _CONTROLLED = ("fine-tuning", PLAIN_MIXED, DEFAULT)  # the default and its controls
-_DISTILLED = (*_CONTROLLED[:2], "fine-tuning + KD", DEFAULT)  # and the default's distillation
+# Likewise, with the default's distillation alone.
+_DISTILLED = ("fine-tuning", PLAIN_MIXED, "fine-tuning + KD", DEFAULT)
+# Expansion beside KD and mixup, which SGD trains.
 _EXPANDED = ("fine-tuning", TAUGHT_MIXED, *EXPANDED_MIXED, DEFAULT)
 # A cell that stands in several of them is run once.
 GRIDS = {
