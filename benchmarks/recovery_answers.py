@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from benchmarks.recovery_arms import DEFAULT, KD_MUON, PLAIN_MIXED, TAUGHT_MIXED
+from benchmarks.recovery_arms import DEFAULT, KD_MUON, PLAIN, PLAIN_MIXED, TAUGHT, TAUGHT_MIXED
 from benchmarks.recovery_plan import GRIDS, Grid, Rows
 from benchmarks.recovery_summary import (
-    PLAIN,
-    TAUGHT,
     Place,
     chosen,
     difference,

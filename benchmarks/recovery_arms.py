@@ -1,24 +1,25 @@
 """The arms of the recovery study: flags of train.py, and trials that only the study knows."""
 
+PLAIN, TAUGHT = "fine-tuning", "fine-tuning + KD"
 _PAPER = "--gamma 3000 --pairs all --reduction sum"
-_PLAIN, _WIDE = "--rate 0 --gamma 0", "--rate 3 --gamma 0"
+_SLIM, _WIDE = "--rate 0 --gamma 0", "--rate 3 --gamma 0"
 # From the pruned weights: each with and without expansion, which is the question.
 TWICE = {
-    "fine-tuning": _PLAIN,
+    PLAIN: _SLIM,
     "expanded": _WIDE,
-    "fine-tuning + KD": f"{_PLAIN} --kd-weight 1",
+    TAUGHT: f"{_SLIM} --kd-weight 1",
     "expanded + KD": f"{_WIDE} --kd-weight 1",
 }
-ALONE = ("fine-tuning", "expanded")  # those of them without a teacher
+ALONE = (PLAIN, "expanded")  # those of them without a teacher
 MUON = {f"{arm}, Muon": f"{flags} --opt muon" for arm, flags in TWICE.items()}
-KD_MUON = "fine-tuning + KD, Muon"
+KD_MUON = f"{TAUGHT}, Muon"
 SIMILARITY = {
     "fine-tuning + SP": f"--rate 0 {_PAPER}",
     "LinOP (paper)": f"--rate 3 --init normal {_PAPER}",
 }
 # From new weights in the pruned shape.
 STRUCTURE = {
-    "from scratch": f"--reinit {_PLAIN}",
+    "from scratch": f"--reinit {_SLIM}",
     "ExpandNets": "--reinit --rate 3 --init normal --gamma 0",
     "vanilla distillation": f"--reinit --rate 0 {_PAPER}",
 }
@@ -29,12 +30,12 @@ EXPANSION = {
     "expanded, balanced": f"{_WIDE} --init balanced",
     "expanded, not the classifier": f"{_WIDE} --exclude fc",
     # By `recovery_trials.TRIALS`.
-    "expanded, gain, kappa 0.1": _PLAIN,
-    "expanded, gain, kappa 1": _PLAIN,
-    "expanded, branches": _PLAIN,
-    "expanded, as wide as dense": _PLAIN,
-    "normalised branches": _PLAIN,
-    "expanded, normal, half the std": _PLAIN,
+    "expanded, gain, kappa 0.1": _SLIM,
+    "expanded, gain, kappa 1": _SLIM,
+    "expanded, branches": _SLIM,
+    "expanded, as wide as dense": _SLIM,
+    "normalised branches": _SLIM,
+    "expanded, normal, half the std": _SLIM,
     "expanded, normal, rate 1": f"--rate 1 {_NORMAL}",
     "expanded, normal, rate 2": f"--rate 2 {_NORMAL}",
     "expanded, normal, rate 5": f"--rate 5 {_NORMAL}",
@@ -42,14 +43,14 @@ EXPANSION = {
 # How to train what is expanded, or not.
 _AVERAGED = "--model-ema --model-ema-decay 0.99"
 TRAINING = {
-    "expanded, decay of the product": f"{_PLAIN} --chain-decay none",  # a trial
+    "expanded, decay of the product": f"{_SLIM} --chain-decay none",  # a trial
     "expanded, no decay of factors": f"{_WIDE} --chain-decay none",
-    "fine-tuning, warm-up 3": f"{_PLAIN} --warmup-epochs 3",
+    "fine-tuning, warm-up 3": f"{_SLIM} --warmup-epochs 3",
     "expanded, warm-up 3": f"{_WIDE} --warmup-epochs 3",
-    "fine-tuning, averaged": f"{_PLAIN} {_AVERAGED}",
+    "fine-tuning, averaged": f"{_SLIM} {_AVERAGED}",
     "expanded, averaged": f"{_WIDE} {_AVERAGED}",
 }
-NORMALISED = {"normalised branches + KD": TWICE["fine-tuning + KD"]}  # likewise a trial
+NORMALISED = {"normalised branches + KD": TWICE[TAUGHT]}  # likewise a trial
 # SP-KD more gently than in the paper, with and without expansion and KD.
 _SP = "--gamma 100 --reduction mean"
 GENTLE = {
@@ -66,13 +67,13 @@ def _mixed(*arms: str) -> dict[str, str]:
 
 
 # With and without a teacher.
-MIXED = _mixed("fine-tuning", "fine-tuning + KD", KD_MUON)
+MIXED = _mixed(PLAIN, TAUGHT, KD_MUON)
 PLAIN_MIXED, TAUGHT_MIXED, DEFAULT = MIXED  # the last is what --recipe default does
 EXPANDED_MIXED = _mixed("expanded + KD")
 # What the teacher gives: ablations, without expansion.
 TEACHER = {
-    "fine-tuning + KD 3": f"{_PLAIN} --kd-weight 3",
-    "fine-tuning + KD 0.3": f"{_PLAIN} --kd-weight 0.3",
+    "fine-tuning + KD 3": f"{_SLIM} --kd-weight 3",
+    "fine-tuning + KD 0.3": f"{_SLIM} --kd-weight 0.3",
     "fine-tuning + mean SP, gamma 10": "--rate 0 --gamma 10 --reduction mean",
     "fine-tuning + mean SP, gamma 1000": "--rate 0 --gamma 1000 --reduction mean",
     "fine-tuning + mean SP, all": f"--rate 0 {_SP} --pairs all",
@@ -96,11 +97,11 @@ ARMS = {
 }
 # Each expanded arm, and the same without expansion.
 EXPANDED = {
-    "expanded": "fine-tuning",
-    "expanded + KD": "fine-tuning + KD",
+    "expanded": PLAIN,
+    "expanded + KD": TAUGHT,
     "expanded, Muon": "fine-tuning, Muon",
-    "expanded + KD, Muon": "fine-tuning + KD, Muon",
-    "expanded + KD, mixup": "fine-tuning + KD, mixup",
+    "expanded + KD, Muon": KD_MUON,
+    "expanded + KD, mixup": TAUGHT_MIXED,
     "LinOP (paper)": "fine-tuning + SP",
     "ExpandNets": "from scratch",
     "expanded, warm-up 3": "fine-tuning, warm-up 3",

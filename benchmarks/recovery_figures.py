@@ -9,8 +9,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from benchmarks.recovery_arms import PLAIN
 from benchmarks.recovery_plan import Grid, Rows
-from benchmarks.recovery_summary import PLAIN, Columns, chosen, difference
+from benchmarks.recovery_summary import Columns, chosen, difference
 from timm_linop.plots.canvas import (
     BLUE,
     GREEN,

@@ -20,9 +20,11 @@ from benchmarks.recovery_arms import (
     KD_MUON,
     MIXED,
     NORMALISED,
+    PLAIN,
     PLAIN_MIXED,
     SIMILARITY,
     STRUCTURE,
+    TAUGHT,
     TAUGHT_MIXED,
     TEACHER,
     TRAINING,
@@ -254,11 +256,11 @@ _FASHION = ("fashion-mnist", "test_resnet")
 _TAUGHT = ("fashion-mnist-dense-49k", "test_resnet")
 _MOBILENET = ("fashion-mnist-dense-49k-4", "mobilenetv2_035")
 _RESNET10T = ("fashion-mnist-dense-49k-2", "resnet10t")
-_CONTROLLED = ("fine-tuning", PLAIN_MIXED, DEFAULT)  # the default and its controls
+_CONTROLLED = (PLAIN, PLAIN_MIXED, DEFAULT)  # the default and its controls
 # Likewise, with the default's distillation alone.
-_DISTILLED = ("fine-tuning", PLAIN_MIXED, "fine-tuning + KD", DEFAULT)
+_DISTILLED = (PLAIN, PLAIN_MIXED, TAUGHT, DEFAULT)
 # Expansion beside KD and mixup, which SGD trains.
-_EXPANDED = ("fine-tuning", TAUGHT_MIXED, *EXPANDED_MIXED, DEFAULT)
+_EXPANDED = (PLAIN, TAUGHT_MIXED, *EXPANDED_MIXED, DEFAULT)
 # A cell that stands in several of them is run once.
 GRIDS = {
     "main": Grid(
@@ -269,16 +271,14 @@ GRIDS = {
         seeds=5,
         swept=3,
     ),
-    "kd-muon": Grid(
-        *_FASHION, (0.92, 0.985, 0.95, 0.70), ("fine-tuning", KD_MUON), (30,), 5, swept=3
-    ),
+    "kd-muon": Grid(*_FASHION, (0.92, 0.985, 0.95, 0.70), (PLAIN, KD_MUON), (30,), 5, swept=3),
     "varied": Grid(
         "fashion-mnist-varied", "test_resnet", (0.92, 0.95), (*ALONE, KD_MUON), (30,), 5
     ),
     "mixup": Grid(
         *_FASHION,
         (0.92, 0.985, 0.95, 0.70),
-        ("fine-tuning", KD_MUON, *MIXED),
+        (PLAIN, KD_MUON, *MIXED),
         (30,),
         5,
         swept=3,

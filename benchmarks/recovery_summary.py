@@ -8,13 +8,12 @@ from statistics import fmean, stdev
 
 from scipy.stats import ttest_rel
 
-from benchmarks.recovery_arms import EXPANDED
+from benchmarks.recovery_arms import EXPANDED, PLAIN, TAUGHT
 from benchmarks.recovery_plan import Grid, Row, Rows, validation_of
 
 # Where a column comes from: share of weights removed, and epochs of fine-tuning.
 Place = tuple[float, int]
 Columns = Mapping[str, Place]
-PLAIN, TAUGHT = "fine-tuning", "fine-tuning + KD"
 
 
 def report(rows: Rows, name: str, grid: Grid) -> str:

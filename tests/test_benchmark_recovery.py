@@ -32,7 +32,16 @@ from benchmarks.recovery import (
     tables,
 )
 from benchmarks.recovery_answers import Question, answers, leads
-from benchmarks.recovery_arms import ARMS, DEFAULT, EXPANDED, KD_MUON, PLAIN_MIXED, TAUGHT_MIXED
+from benchmarks.recovery_arms import (
+    ARMS,
+    DEFAULT,
+    EXPANDED,
+    KD_MUON,
+    PLAIN,
+    PLAIN_MIXED,
+    TAUGHT,
+    TAUGHT_MIXED,
+)
 from benchmarks.recovery_plan import (
     DATA,
     GRIDS,
@@ -46,8 +55,6 @@ from benchmarks.recovery_plan import (
     validation_of,
 )
 from benchmarks.recovery_summary import (
-    PLAIN,
-    TAUGHT,
     accuracies,
     chosen,
     difference,
