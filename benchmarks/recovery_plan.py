@@ -288,8 +288,9 @@ GRIDS = {
     "taught-long": Grid(*_TAUGHT, (0.985,), _CONTROLLED, (100,), 5, swept=3),
     "taught-longer": Grid(*_TAUGHT, (0.985,), _CONTROLLED, (200,), 5, LADDER[2:], swept=3),
     "taught-mobilenet": Grid(*_MOBILENET, (0.92,), _DISTILLED, (30,), 5, swept=3),
+    "taught-mobilenet-95": Grid(*_MOBILENET, (0.95,), _DISTILLED, (30,), 5),
     # Where 98.5 % removed leaves 72,663 parameters, not 5,031.
-    "taught-resnet10t": Grid(*_RESNET10T, (0.985,), _DISTILLED, (30,), 5, swept=3),
+    "taught-resnet10t": Grid(*_RESNET10T, (0.985,), _DISTILLED, (30,), 10, swept=3),
     "taught-expanded": Grid(*_TAUGHT, (0.92,), _EXPANDED, (30,), 5),
     "taught-expanded-mobilenet": Grid(*_MOBILENET, (0.92,), _EXPANDED, (30,), 5),
     "taught-expanded-resnet10t": Grid(*_RESNET10T, (0.985,), _EXPANDED, (30,), 5),

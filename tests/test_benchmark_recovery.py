@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 from matplotlib.figure import Figure
+from scipy.stats import ttest_rel
 from torch.utils.data import TensorDataset
 
 from benchmarks import fashion, recovery_answers, recovery_figures
@@ -202,10 +203,9 @@ def test_leads_hold_what_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     lead = {PLAIN: (3.0, 2.0, 1.0), PLAIN_MIXED: (4.0, 0.0, 2.0), TAUGHT: (3.0, 2.0, 1.0)}
     grid = Grid("digits", "test_resnet", (0.92,), (*lead, DEFAULT), (2,), 3)
     unmeasured = replace(grid, epochs=(9,))
-    others = {"taught": unmeasured, "patient": replace(grid, removed=(0.7,))}
-    others |= dict.fromkeys(("taught-longer", "taught-mobilenet"), unmeasured)
-    others |= {"taught-long": grid, "taught-resnet10t": unmeasured}
-    monkeypatch.setattr(recovery_answers, "GRIDS", {"mixup": grid, **others})
+    none = dict.fromkeys(recovery_answers.CONTROLLED, unmeasured)
+    some = {"mixup": grid, "patient": replace(grid, removed=(0.7,)), "taught-long": grid}
+    monkeypatch.setattr(recovery_answers, "GRIDS", none | some)
     rows = rows_of(grid, 0.03, lambda c: 80 - lead.get(c.arm, (0.0, 0.0, 0.0))[c.seed])
     assert leads(rows).splitlines() == [
         "| the default | network | dense | epochs | 92 % |",
@@ -398,14 +398,40 @@ def test_the_page_ends_with_the_tables_of_the_rows() -> None:
     assert f"\n{leads(ROWS)}\n" in page
 
 
-# What README tells beside its tables: a grid, an arm, and what it is measured against.
+def prose(mean: float, low: float, high: float) -> str:
+    """A difference as texts have it: signs only where the interval holds zero."""
+    found = interval(mean, low, high).replace("*", "")
+    return found.replace("+", "") if low > 0 else found
+
+
+# What the page tells beside its tables: a grid, an arm, and what it is measured against.
 TOLD = (
     ("mobilenet", KD_MUON, PLAIN),
     ("varied", KD_MUON, PLAIN),
     ("taught-expanded", "expanded + KD, mixup", TAUGHT_MIXED),
     ("taught-expanded-mobilenet", "expanded + KD, mixup", TAUGHT_MIXED),
     ("taught-expanded-resnet10t", "expanded + KD, mixup", TAUGHT_MIXED),
+    *product(("taught-mobilenet", "taught-resnet10t"), (DEFAULT,), (PLAIN, PLAIN_MIXED, TAUGHT)),
+    *product(("taught-mobilenet", "taught-resnet10t"), (TAUGHT,), (PLAIN, PLAIN_MIXED)),
 )
+
+
+def differences_of(name: str, arm: str, against: str) -> list[str]:
+    """By share of weights removed, what a text says of two arms of a grid."""
+    grid = replace(GRIDS[name], arms=(arm, against))
+    (columns,) = views(ROWS, grid).values()
+    return [prose(*difference(ROWS, grid, [each], arm, against)) for each in columns.values()]
+
+
+def text_of(path: str) -> str:
+    """A page, its lines joined."""
+    return " ".join((ROOT / path).read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize("asked", TOLD, ids=" ".join)
+def test_the_page_tells_differences_of_the_rows(asked: tuple[str, str, str]) -> None:
+    page = text_of("docs/recovery.md")
+    assert all(found in page for found in differences_of(*asked))
 
 
 def test_the_readme_holds_the_tables_of_the_rows() -> None:
@@ -413,27 +439,22 @@ def test_the_readme_holds_the_tables_of_the_rows() -> None:
     (columns,) = views(ROWS, MAIN).values()
     assert f"\n{accuracies(ROWS, MAIN, columns)}\n" in readme
     assert f"\n{leads(ROWS)}\n" in readme
-    told = " ".join(readme.split())
-    for name, arm, against in TOLD:
-        grid = replace(GRIDS[name], arms=(arm, against))
-        (columns,) = views(ROWS, grid).values()
-        for share, place in columns.items():
-            found = interval(*difference(ROWS, grid, [place], arm, against))
-            assert f"{found.replace('*', '')} at {share}" in told
+    at_92, at_95 = differences_of("varied", KD_MUON, PLAIN)
+    assert f"{at_92} at 92 % and {at_95} at 95 %" in text_of("README.md")
 
 
-def test_the_readme_tells_the_leads_at_the_rates_of_recipe_and_sweep_on_the_same_seeds() -> None:
-    grid, told = GRIDS["mixup"], {}
+def test_the_page_tells_the_leads_at_the_rates_of_recipe_and_sweep_on_the_same_seeds() -> None:
+    grid, told = GRIDS["mixup"], []
     for lr, share in product((0.03, 0.1), (0.7, 0.95)):
         own, plain = grid.sweep(share, DEFAULT, 30), chosen(ROWS, grid, share, PLAIN, 30)
         assert own.best(validation_of(ROWS)) == 0.1
-        lead = fmean(ROWS[cell].test - plain[cell.seed].test for cell in own.cells([lr]))
-        told[lr, share] = f"{lead:.2f}"
-    (first, second), (third, last) = (
-        [told[lr, share] for share in (0.7, 0.95)] for lr in (0.03, 0.1)
-    )
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"is {first} and {second} at 0.03, {third} and {last} at 0.1." in readme
+        pairs = [(ROWS[cell].test, plain[cell.seed].test) for cell in own.cells([lr])]
+        found = ttest_rel(*zip(*pairs, strict=True)).confidence_interval(0.95)
+        lead = fmean(own - other for own, other in pairs)
+        told.append(prose(lead, float(found.low), float(found.high)))
+    first, second, third, last = told
+    page = text_of("docs/recovery.md")
+    assert f"is {first} and {second} at 0.03, {third} and {last} at 0.1;" in page
 
 
 def validated(grid: Grid, arm: str, *shares: float) -> float:
