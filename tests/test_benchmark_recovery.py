@@ -413,6 +413,8 @@ TOLD = (
     ("taught-expanded-resnet10t", "expanded + KD, mixup", TAUGHT_MIXED),
     *product(("taught-mobilenet", "taught-resnet10t"), (DEFAULT,), (PLAIN, PLAIN_MIXED, TAUGHT)),
     *product(("taught-mobilenet", "taught-resnet10t"), (TAUGHT,), (PLAIN, PLAIN_MIXED)),
+    *product(("taught-mobilenet-95",), (DEFAULT,), (PLAIN, PLAIN_MIXED)),
+    ("taught-mobilenet-95", TAUGHT, PLAIN),
 )
 
 
@@ -470,7 +472,10 @@ def test_kd_under_muon_is_the_best_of_main() -> None:
 
 
 def test_the_default_recipe_is_the_measured_best() -> None:
-    """By validation images, which do not decide what the tables say: over the shares of a grid."""
+    """By validation images, which do not decide what the tables say: over the shares of a grid.
+
+    Not in `taught-mobilenet-95`, whose rates one seed chose, as the page and README tell.
+    """
     for name in ("mixup", "taught", "taught-mobilenet", "taught-resnet10t"):
         each = GRIDS[name]
         assert max(each.arms, key=lambda arm: validated(each, arm, *each.removed)) == DEFAULT
