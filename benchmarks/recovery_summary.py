@@ -196,7 +196,16 @@ def difference(
     Returns:
         Mean difference of test accuracies after the last epoch in points, and its 95 % interval.
     """
-    own, other = (_tests(rows, grid, places, each) for each in (arm, against))
+    return paired(*(_tests(rows, grid, places, each) for each in (arm, against)))
+
+
+def paired(own: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """Tell the mean difference of accuracies of the same seeds, and its 95 % interval.
+
+    Args:
+        own: Of the one.
+        other: Those that are subtracted.
+    """
     found = ttest_rel(own, other).confidence_interval(0.95)
     return fmean(own) - fmean(other), float(found.low), float(found.high)
 
