@@ -6,7 +6,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from benchmarks.recovery_arms import DEFAULT, KD_MUON, PLAIN, PLAIN_MIXED, TAUGHT, TAUGHT_MIXED
+from benchmarks.recovery_arms import (
+    CONTROLLED,
+    DEFAULT,
+    DISTILLED,
+    EXPANDED_MIXED,
+    KD_MUON,
+    MUON_ALONE,
+    PLAIN,
+    PLAIN_MIXED,
+    TAUGHT,
+    TAUGHT_MIXED,
+)
 from benchmarks.recovery_plan import GRIDS, Grid, Rows
 from benchmarks.recovery_summary import (
     Place,
@@ -24,15 +35,14 @@ from benchmarks.recovery_summary import (
 SIMILAR, BOTH = "fine-tuning + mean SP", "fine-tuning + KD + mean SP"
 
 
-def _with(*arms: str) -> tuple[str, ...]:
+def _with(arms: Iterable[str]) -> tuple[str, ...]:
     """The grids that have all of these arms, by name."""
     return tuple(name for name, grid in GRIDS.items() if set(arms) <= set(grid.arms))
 
 
-# The default beside its controls; and beside its distillation alone; that with its mixup.
-CONTROLLED = _with(PLAIN, PLAIN_MIXED, DEFAULT)
-DISTILLED = _with(PLAIN, PLAIN_MIXED, TAUGHT, DEFAULT)
-MIXED = _with(TAUGHT_MIXED)
+BESIDE_CONTROLS = _with(CONTROLLED)
+BESIDE_DISTILLATION = _with(DISTILLED)
+MIXED_ALIKE = _with((TAUGHT_MIXED, DEFAULT))
 SHARES = tuple(sorted(GRIDS["main"].removed))
 
 
@@ -66,20 +76,20 @@ QUESTIONS = (
     Question("expansion, with KD under Muon", "expanded + KD, Muon", KD_MUON, ("muon",)),
     Question(
         "expansion, with KD and mixup",
-        "expanded + KD, mixup",
+        EXPANDED_MIXED,
         TAUGHT_MIXED,
-        _with("expanded + KD, mixup", TAUGHT_MIXED),
+        _with((EXPANDED_MIXED, TAUGHT_MIXED)),
     ),
     Question("expansion, with gentle SP", "expanded + mean SP", SIMILAR, ("gentle",)),
     Question("expansion, with KD and gentle SP", "expanded + KD + mean SP", BOTH, ("gentle",)),
     Question("expansion and SP, as in the paper", "LinOP (paper)", "fine-tuning + SP", ("paper",)),
     Question("expansion of new weights", "ExpandNets", "from scratch", ("paper",)),
     Question("SP, as in the paper", "fine-tuning + SP", PLAIN, ("paper",)),
-    Question("KD", TAUGHT, PLAIN, ("main", "full", "mobilenet", "digits", *DISTILLED)),
+    Question("KD", TAUGHT, PLAIN, ("main", "full", "mobilenet", "digits", *BESIDE_DISTILLATION)),
     Question("gentle SP", SIMILAR, PLAIN, ("gentle",)),
     Question("gentle SP beside KD", BOTH, TAUGHT, ("gentle",)),
-    Question("Muon", "fine-tuning, Muon", PLAIN, ("muon", "digits")),
-    Question("KD, both under Muon", KD_MUON, "fine-tuning, Muon", ("muon", "digits")),
+    Question("Muon", MUON_ALONE, PLAIN, ("muon", "digits")),
+    Question("KD, both under Muon", KD_MUON, MUON_ALONE, ("muon", "digits")),
     Question("Muon, both with KD", KD_MUON, TAUGHT, ("main", "mobilenet", "digits")),
     Question(
         "KD and Muon",
@@ -87,18 +97,18 @@ QUESTIONS = (
         PLAIN,
         ("main", "kd-muon", "long", "varied", "full", "mobilenet", "digits"),
     ),
-    Question("mixup", PLAIN_MIXED, PLAIN, CONTROLLED),
-    Question("Muon, both with KD and mixup", DEFAULT, TAUGHT_MIXED, MIXED),
+    Question("mixup", PLAIN_MIXED, PLAIN, BESIDE_CONTROLS),
+    Question("Muon, both with KD and mixup", DEFAULT, TAUGHT_MIXED, MIXED_ALIKE),
     Question("mixup, both with KD and Muon", DEFAULT, KD_MUON, ("mixup",)),
-    Question("KD, both with mixup", TAUGHT_MIXED, PLAIN_MIXED, MIXED),
-    Question("KD and Muon, both with mixup", DEFAULT, PLAIN_MIXED, CONTROLLED),
-    Question("Muon and mixup, both with KD", DEFAULT, TAUGHT, DISTILLED),
-    Question("KD, Muon and mixup, the default", DEFAULT, PLAIN, CONTROLLED),
+    Question("KD, both with mixup", TAUGHT_MIXED, PLAIN_MIXED, MIXED_ALIKE),
+    Question("KD and Muon, both with mixup", DEFAULT, PLAIN_MIXED, BESIDE_CONTROLS),
+    Question("Muon and mixup, both with KD", DEFAULT, TAUGHT, BESIDE_DISTILLATION),
+    Question("KD, Muon and mixup, the default", DEFAULT, PLAIN, BESIDE_CONTROLS),
 )
 
 # What --recipe default adds, with intervals, also to each half of it that is one flag.
 LEADS = {
-    f"above {against}": Question(against, DEFAULT, against, CONTROLLED)
+    f"above {against}": Question(against, DEFAULT, against, BESIDE_CONTROLS)
     for against in (PLAIN, PLAIN_MIXED, TAUGHT)
 }
 # What LinOP leads plain fine-tuning by in the paper, in points.
@@ -115,7 +125,8 @@ def leads(rows: Rows) -> str:
     Returns:
         Markdown: how many parameters each network is left with; then a line a grid, with the
         network and the accuracy of its dense form; test accuracies in percent with their deviation
-        over seeds; differences in points with their intervals, bold where those are clear of zero.
+        over seeds; differences in points with their intervals, bold where those are clear of zero;
+        a dagger where one seed chose the learning rates.
     """
     shares = sorted(GRIDS["mixup"].removed)
     lines = head("the default", ("network", "dense", "epochs", *map(percent, shares)))
@@ -139,7 +150,7 @@ def answers(rows: Rows) -> str:
 
     Returns:
         Markdown: differences in points, bold where the interval is clear of zero, and their mean
-        over the shares that are whole.
+        over the shares that are whole; a dagger where one seed chose the learning rates.
     """
     lines = head("what it adds", ("grid", "epochs", "seeds", *map(percent, SHARES), "mean"))
     for question in QUESTIONS:
@@ -179,7 +190,7 @@ def _of_grid(
     cells = (
         told(rows, question, grid, places[share]) if share in places else "" for share in shares
     )
-    return [f"`{grid.model}`", dense, str(epochs), *cells]
+    return [f"`{grid.model}`", dense, f"{epochs}{_mark(grid)}", *cells]
 
 
 def _reached(rows: Rows, question: Question, grid: Grid, place: Place) -> str:
@@ -201,7 +212,12 @@ def _answer(rows: Rows, question: Question, name: str) -> list[str]:
         for share in SHARES
     )
     mean = interval(*_difference(rows, question, grid, [*places.values()]))
-    return [name, str(max(grid.epochs)), str(grid.seeds), *cells, mean]
+    return [f"{name}{_mark(grid)}", str(max(grid.epochs)), str(grid.seeds), *cells, mean]
+
+
+def _mark(grid: Grid) -> str:
+    """What tells that one seed chose the learning rates of a grid."""
+    return " †" if grid.swept == 1 else ""
 
 
 def _places(rows: Rows, question: Question, grid: Grid) -> dict[float, Place]:

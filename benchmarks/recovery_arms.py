@@ -12,7 +12,7 @@ TWICE = {
 }
 ALONE = (PLAIN, "expanded")  # those of them without a teacher
 MUON = {f"{arm}, Muon": f"{flags} --opt muon" for arm, flags in TWICE.items()}
-KD_MUON = f"{TAUGHT}, Muon"
+MUON_ALONE, KD_MUON = f"{PLAIN}, Muon", f"{TAUGHT}, Muon"
 SIMILARITY = {
     "fine-tuning + SP": f"--rate 0 {_PAPER}",
     "LinOP (paper)": f"--rate 3 --init normal {_PAPER}",
@@ -69,7 +69,11 @@ def _mixed(*arms: str) -> dict[str, str]:
 # With and without a teacher.
 MIXED = _mixed(PLAIN, TAUGHT, KD_MUON)
 PLAIN_MIXED, TAUGHT_MIXED, DEFAULT = MIXED  # the last is what --recipe default does
-EXPANDED_MIXED = _mixed("expanded + KD")
+EXPANDING = _mixed("expanded + KD")
+(EXPANDED_MIXED,) = EXPANDING
+CONTROLLED = (PLAIN, PLAIN_MIXED, DEFAULT)  # the default and its controls
+# Likewise, with the default's distillation alone.
+DISTILLED = (PLAIN, PLAIN_MIXED, TAUGHT, DEFAULT)
 # What the teacher gives: ablations, without expansion.
 TEACHER = {
     "fine-tuning + KD 3": f"{_SLIM} --kd-weight 3",
@@ -92,16 +96,16 @@ ARMS = {
     **NORMALISED,
     **GENTLE,
     **MIXED,
-    **EXPANDED_MIXED,
+    **EXPANDING,
     **TEACHER,
 }
 # Each expanded arm, and the same without expansion.
 EXPANDED = {
     "expanded": PLAIN,
     "expanded + KD": TAUGHT,
-    "expanded, Muon": "fine-tuning, Muon",
+    "expanded, Muon": MUON_ALONE,
     "expanded + KD, Muon": KD_MUON,
-    "expanded + KD, mixup": TAUGHT_MIXED,
+    EXPANDED_MIXED: TAUGHT_MIXED,
     "LinOP (paper)": "fine-tuning + SP",
     "ExpandNets": "from scratch",
     "expanded, warm-up 3": "fine-tuning, warm-up 3",

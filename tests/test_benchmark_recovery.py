@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -36,6 +37,7 @@ from benchmarks.recovery_arms import (
     ARMS,
     DEFAULT,
     EXPANDED,
+    EXPANDED_MIXED,
     KD_MUON,
     PLAIN,
     PLAIN_MIXED,
@@ -184,17 +186,20 @@ def test_expanded_arms_are_compared_to_the_same_without() -> None:
 
 
 def test_answers_hold_what_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid = replace(SMALL, removed=(0.7, 0.92))
+    grid = replace(SMALL, removed=(0.7, 0.92), swept=3)
     question = Question("expansion", "expanded", "fine-tuning", ("none", "half", "whole"))
     monkeypatch.setattr(recovery_answers, "QUESTIONS", (question,))
-    grids = {"none": replace(grid, epochs=(9,)), "half": replace(grid, removed=(0.7, 0.95))}
+    grids = {
+        "none": replace(grid, epochs=(9,)),
+        "half": replace(grid, removed=(0.7, 0.95), swept=1),
+    }
     monkeypatch.setattr(recovery_answers, "GRIDS", {**grids, "whole": grid})
     gain = {0.7: (2.0, 0.0, 4.0), 0.92: (0.0, 4.0, 2.0)}
     rows = rows_of(
         grid, 0.03, lambda c: 80 + (gain[c.removed][c.seed] if c.arm == "expanded" else 0)
     )
     assert answers(rows).splitlines()[2:] == [
-        "| expansion | half | 2 | 3 | +2.00 |  |  |  |  | +2.00 [-2.97, +6.97] |",
+        "| expansion | half † | 2 | 3 | +2.00 |  |  |  |  | +2.00 [-2.97, +6.97] |",
         "|  | whole | 2 | 3 | +2.00 |  | +2.00 |  |  | +2.00 [-0.48, +4.48] |",
     ]
 
@@ -203,22 +208,23 @@ def test_leads_hold_what_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     lead = {PLAIN: (3.0, 2.0, 1.0), PLAIN_MIXED: (4.0, 0.0, 2.0), TAUGHT: (3.0, 2.0, 1.0)}
     grid = Grid("digits", "test_resnet", (0.92,), (*lead, DEFAULT), (2,), 3)
     unmeasured = replace(grid, epochs=(9,))
-    none = dict.fromkeys(recovery_answers.CONTROLLED, unmeasured)
-    some = {"mixup": grid, "patient": replace(grid, removed=(0.7,)), "taught-long": grid}
+    none = dict.fromkeys(recovery_answers.BESIDE_CONTROLS, unmeasured)
+    swept = replace(grid, swept=3)
+    some = {"mixup": swept, "patient": replace(grid, removed=(0.7,)), "taught-long": grid}
     monkeypatch.setattr(recovery_answers, "GRIDS", none | some)
-    rows = rows_of(grid, 0.03, lambda c: 80 - lead.get(c.arm, (0.0, 0.0, 0.0))[c.seed])
+    rows = rows_of(swept, 0.03, lambda c: 80 - lead.get(c.arm, (0.0, 0.0, 0.0))[c.seed])
     assert leads(rows).splitlines() == [
         "| the default | network | dense | epochs | 92 % |",
         "|---|---|---|---|---|",
         "| parameters left | `test_resnet` |  |  | 100 |",
         "| test accuracy | `test_resnet` | 95.0 % | 2 | 80.0 ± 0.0 |",
-        "|  | `test_resnet` | 95.0 % | 2 | 80.0 ± 0.0 |",
+        "|  | `test_resnet` | 95.0 % | 2 † | 80.0 ± 0.0 |",
         "| above fine-tuning | `test_resnet` | 95.0 % | 2 | +2.00 [-0.48, +4.48] |",
-        "|  | `test_resnet` | 95.0 % | 2 | +2.00 [-0.48, +4.48] |",
+        "|  | `test_resnet` | 95.0 % | 2 † | +2.00 [-0.48, +4.48] |",
         "| above fine-tuning, mixup | `test_resnet` | 95.0 % | 2 | +2.00 [-2.97, +6.97] |",
-        "|  | `test_resnet` | 95.0 % | 2 | +2.00 [-2.97, +6.97] |",
+        "|  | `test_resnet` | 95.0 % | 2 † | +2.00 [-2.97, +6.97] |",
         "| above fine-tuning + KD | `test_resnet` | 95.0 % | 2 | +2.00 [-0.48, +4.48] |",
-        "|  | `test_resnet` | 95.0 % | 2 | +2.00 [-0.48, +4.48] |",
+        "|  | `test_resnet` | 95.0 % | 2 † | +2.00 [-0.48, +4.48] |",
         "| LinOP above fine-tuning, in the paper |  |  |  | 1.2 |",
     ]
 
@@ -398,6 +404,13 @@ def test_the_page_ends_with_the_tables_of_the_rows() -> None:
     assert f"\n{leads(ROWS)}\n" in page
 
 
+def test_the_page_tells_where_one_seed_chose() -> None:
+    (told,) = re.findall(
+        r"mean of seeds 0 to 2, by seed 0 in (.*?) \(†\)", text_of("docs/recovery.md")
+    )
+    assert set(re.findall("`(.+?)`", told)) == {n for n, grid in GRIDS.items() if grid.swept == 1}
+
+
 def prose(mean: float, low: float, high: float) -> str:
     """A difference as texts have it: signs only where the interval holds zero."""
     found = interval(mean, low, high).replace("*", "")
@@ -408,13 +421,11 @@ def prose(mean: float, low: float, high: float) -> str:
 TOLD = (
     ("mobilenet", KD_MUON, PLAIN),
     ("varied", KD_MUON, PLAIN),
-    ("taught-expanded", "expanded + KD, mixup", TAUGHT_MIXED),
-    ("taught-expanded-mobilenet", "expanded + KD, mixup", TAUGHT_MIXED),
-    ("taught-expanded-resnet10t", "expanded + KD, mixup", TAUGHT_MIXED),
+    ("taught-expanded", EXPANDED_MIXED, TAUGHT_MIXED),
+    ("taught-expanded-mobilenet", EXPANDED_MIXED, TAUGHT_MIXED),
+    ("taught-expanded-resnet10t", EXPANDED_MIXED, TAUGHT_MIXED),
     *product(("taught-mobilenet", "taught-resnet10t"), (DEFAULT,), (PLAIN, PLAIN_MIXED, TAUGHT)),
     *product(("taught-mobilenet", "taught-resnet10t"), (TAUGHT,), (PLAIN, PLAIN_MIXED)),
-    *product(("taught-mobilenet-95",), (DEFAULT,), (PLAIN, PLAIN_MIXED)),
-    ("taught-mobilenet-95", TAUGHT, PLAIN),
 )
 
 
@@ -471,9 +482,9 @@ def test_kd_under_muon_is_the_best_of_main() -> None:
 
 
 def test_the_default_recipe_is_the_measured_best() -> None:
-    """By validation images, which do not decide what the tables say: over the shares of a grid.
+    """By validation images, which do not decide what the tables say; over the shares of a grid.
 
-    Not in `taught-mobilenet-95`, whose rates one seed chose, as the page and README tell.
+    Not at each share: in the MobileNetV2 at 95 % it is the last of four, as the page tells.
     """
     for name in ("mixup", "taught", "taught-mobilenet", "taught-resnet10t"):
         each = GRIDS[name]
