@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from accelerate.utils import is_trackio_available
 
 from tests.training import dense_and_slim
 from timm_linop import cli, watch
+from timm_linop.data import load_data
 from timm_linop.errors import RecipeError
 from timm_linop.recipe import WatchConfig
 
@@ -107,11 +109,31 @@ def test_eval_only_measures_what_a_run_measured(
     assert 100 * sum(int(row["right"]) for row in rows) / 500 == one["top1"]
 
 
+def test_eval_only_measures_training_images_as_they_are(
+    names: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Flips of all would turn a 6 into no digit; none are made, and each image counts once."""
+    flags = ["--pruned", names[1], *QUICK, "--no-aug", "false", "--hflip", "1.0"]
+    cli.train([*flags, "--eval-only", "train", "--output", str(tmp_path / "out")])
+    told = capsys.readouterr().out
+    model = timm.create_model(f"local-dir:{names[1]}", pretrained=True).eval()
+    config = timm.data.resolve_data_config(model=model, args={"img_size": 32, "crop_pct": 1.0})
+    transform, images = timm.data.create_transform(**config), load_data("digits").train
+    with torch.no_grad():
+        logits = model(torch.stack([transform(image) for image in images["image"]]))
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(images["label"])).item()
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["loss"] == pytest.approx(loss, rel=1e-6)
+    assert told.startswith(f"train of scikit-learn digits: top-1 {found['top1']:.2f} %")
+    with (tmp_path / "out" / "per_class.csv").open() as file:
+        assert sum(int(row["images"]) for row in csv.DictReader(file)) == 1000
+
+
 def test_eval_only_refuses_what_it_cannot_measure(
     names: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for flags, sentence in (
-        (["--pruned", names[1], "--eval-only", "train"], "evaluate validation or test"),
+        (["--pruned", names[1], "--eval-only", "val"], "evaluate train, validation or test"),
         (["--model", "test_resnet", "--eval-only"], "would measure random weights"),
     ):
         with pytest.raises(SystemExit) as left:

@@ -31,7 +31,7 @@ from .recipe import Recipe
 from .refine import refiner
 from .report import accuracies, finish, report_evaluation, tell, with_costs
 from .resume import stop_signals
-from .setup import Loaders, load_images, make_loaders, start
+from .setup import Loaders, evaluation_loader, load_images, make_loaders, start
 
 # Contracting may change logits by rounding only, relative to their norm.
 _AGREEMENT = 1e-5
@@ -132,9 +132,9 @@ def _evaluate_only(recipe: Recipe) -> Path | None:
     accelerator = start(recipe, writes=recipe.run.output is not None)
     data = load_images(recipe.data)
     model, _ = make_student(recipe, data)
-    loaders = make_loaders(recipe, recipe.augment, data, model)
     split = recipe.watch.eval_only or ""
-    model, batches = accelerator.prepare(model, getattr(loaders, split))
+    loader = evaluation_loader(recipe, data, model, split)
+    model, batches = accelerator.prepare(model, loader)
     evaluation = evaluate(model, batches, accelerator)
     accelerator.print(
         f"{split} of {data.name}: top-1 {evaluation.top1:.2f} %, top-5 {evaluation.top5:.2f} %, "

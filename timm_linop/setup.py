@@ -94,8 +94,7 @@ def make_loaders(
     Returns:
         Training batches shuffled, the others in order.
     """
-    given = {key: getattr(recipe.data, key) for key in ("mean", "std", "interpolation", "crop_pct")}
-    config = resolve_input_data_config(model, args={**given, "img_size": recipe.model.img_size})
+    config = _input_config(recipe, model)
     train_transform, eval_transform = make_transforms(config, augment=augment)
     options: dict[str, Any] = {"workers": recipe.data.workers, "seed": recipe.run.seed}
     batch = recipe.data.batch_size
@@ -105,6 +104,32 @@ def make_loaders(
         make_loader(data.test, eval_transform, batch, shuffle=False, **options),
         config,
     )
+
+
+def evaluation_loader(
+    recipe: Recipe, data: ImageData, model: nn.Module, split: str
+) -> DataLoader[Any]:
+    """Feed a model one split as evaluation sees it; training images are not varied either.
+
+    Args:
+        recipe: Its model, data and run groups are read.
+        data: The three splits.
+        model: Tells input size, mean and std.
+        split: "train", "validation" or "test".
+
+    Returns:
+        Batches in order.
+    """
+    _, transform = make_transforms(_input_config(recipe, model), augment=Augmentation(no_aug=True))
+    options: dict[str, Any] = {"workers": recipe.data.workers, "seed": recipe.run.seed}
+    images, batch = getattr(data, split), recipe.data.batch_size
+    return make_loader(images, transform, batch, shuffle=False, **options)
+
+
+def _input_config(recipe: Recipe | PruneRecipe, model: nn.Module) -> dict[str, Any]:
+    """The model's own input size, mean and std, but for those that the recipe names."""
+    given = {key: getattr(recipe.data, key) for key in ("mean", "std", "interpolation", "crop_pct")}
+    return resolve_input_data_config(model, args={**given, "img_size": recipe.model.img_size})
 
 
 def scoring_images(recipe: PruneRecipe, data: ImageData, config: Mapping[str, Any]) -> Any:

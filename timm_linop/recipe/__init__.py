@@ -105,8 +105,10 @@ class Recipe:
                 "no model: pass --pruned FOLDER to fine-tune a slim one, or --model NAME for a "
                 "dense one."
             )
-        if self.watch.eval_only not in (None, "validation", "test"):
-            raise RecipeError(f"eval_only={self.watch.eval_only!r}: evaluate validation or test.")
+        if self.watch.eval_only not in (None, "train", "validation", "test"):
+            raise RecipeError(
+                f"eval_only={self.watch.eval_only!r}: evaluate train, validation or test."
+            )
         if self.watch.eval_only and not (self.model.pruned or self.model.pretrained):
             raise RecipeError(
                 f"--eval-only of {self.model.model} would measure random weights; pass --pruned "

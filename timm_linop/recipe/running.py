@@ -87,8 +87,8 @@ class WatchConfig:
 
     Attributes:
         track: Where metrics go beside metrics.csv: tensorboard, trackio, or both.
-        eval_only: Evaluate --pruned (or --model --pretrained) on this split and leave; bare,
-            validation.
+        eval_only: Evaluate --pruned (or --model --pretrained) on this split, train, validation or
+            test, none of its images varied, and leave; bare, validation.
         dry_run: Tell layers, chains, parameters, memory and multiply-adds, do two steps and leave.
         compare: Finished runs from the same pruned weights and data (vanilla fine-tuning...),
             which the card shows beside this one.
