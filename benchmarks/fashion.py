@@ -193,7 +193,7 @@ def _test(model: nn.Module, state: Mapping[str, Tensor], splits: Splits) -> floa
     return accuracy(model, splits.test)
 
 
-def accuracy(model: nn.Module, images: TensorDataset) -> float:
+def accuracy(model: nn.Module, images: Dataset[Any]) -> float:
     """Top-1 in percent."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     return evaluate(model, accelerator.prepare(loader(images, batch=500)), accelerator).top1

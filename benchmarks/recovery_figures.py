@@ -63,7 +63,7 @@ def curves(rows: Rows, grid: Grid, columns: Columns, path: Path) -> None:
         if arm != PLAIN:
             shift = 0.06 * (nth - len(grid.arms) / 2)
             spans = [difference(rows, grid, [place], arm, PLAIN) for place in columns.values()]
-            _spans(below, {x + shift: span for x, span in enumerate(spans)}, colour)
+            intervals(below, {x + shift: span for x, span in enumerate(spans)}, colour)
     for axes in (above, below):
         axes.set_xticks(range(len(columns)), list(columns))
         axes.set_xlim(-0.5, len(columns) - 0.5)
@@ -88,14 +88,14 @@ def differences(rows: Rows, grid: Grid, columns: Columns, path: Path) -> None:
         axes = new_axes(drawn, "x", len(columns), nth + 1)
         axes.axvline(0, color=GREY, linewidth=0.8)
         spans = [difference(rows, grid, [place], arm, PLAIN) for arm in arms]
-        _spans(axes, dict(enumerate(spans)), BLUE, lying=True)
+        intervals(axes, dict(enumerate(spans)), BLUE, lying=True)
         axes.set_yticks(range(len(arms)), arms if nth == 0 else [""] * len(arms), fontsize=8)
         axes.set_title(name, fontsize=9)
         axes.set(xlabel=f"minus {PLAIN} (points)")
     save(drawn, path)
 
 
-def _spans(
+def intervals(
     axes: Axes,
     spans: Mapping[float, tuple[float, float, float]],
     colour: str,

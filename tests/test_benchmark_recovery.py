@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from itertools import product
@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from torch.utils.data import TensorDataset
 
 from benchmarks import fashion, recovery_answers, recovery_figures
-from benchmarks.fashion import Score
 from benchmarks.recovery import (
     ACCURACY,
     KERNELS,
@@ -69,36 +68,12 @@ from benchmarks.recovery_summary import (
 )
 from benchmarks.recovery_trials import TRIALS
 from benchmarks.rows import append, read_rows
+from tests.recovery_rows import carried_out, peak_at, row, rows_of
 from timm_linop.flags import parse
 from timm_linop.recipe import Recipe
 
 COLUMNS = {"70 %": (0.7, 2), "90 %": (0.9, 2)}
 SMALL = Grid("digits", "test_resnet", (0.7, 0.9), ("fine-tuning", "expanded"), (2,), 3)
-
-
-def carried_out(grid: Grid, reached: Callable[[Cell], float]) -> list[Cell]:
-    """Run a grid to its end, two cells at a time, with accuracies that a formula gives."""
-    done: dict[Cell, float] = {}
-    while batch := list(grid.missing(done))[:2]:
-        done |= {cell: reached(cell) for cell in batch}
-    return list(done)
-
-
-def peak_at(lr: float) -> Callable[[Cell], float]:
-    return lambda cell: 90 - abs(math.log(cell.lr / lr))
-
-
-def row(cell: Cell, test: float) -> Row:
-    score = Score(test, test, 1.0, 1, test, test - 1)
-    values = (*vars(cell).values(), 100, 1000, 95.0, 10.0, *vars(score).values())
-    return Row(*values)
-
-
-def rows_of(grid: Grid, lr: float, test: Callable[[Cell], float]) -> dict[Cell, Row]:
-    """Rows of a whole grid whose best rate is known."""
-    cells = carried_out(grid, peak_at(lr))
-    reached = peak_at(lr)
-    return {c: replace(row(c, test(c)), validation=reached(c)) for c in cells}
 
 
 def test_each_arm_is_swept_then_its_best_rate_runs_on_all_seeds() -> None:

@@ -36,6 +36,8 @@ def test_a_card_tells_what_else_was_measured():
     [
         ("linop, KD", "the same probabilities (distillation of logits).", "qian tung hinton"),
         ("vanilla, KD", "the same probabilities as its dense teacher", "hinton"),
+        ("vanilla, mixup", "Images and their labels were mixed in pairs (mixup).", "zhang"),
+        ("vanilla, KD, muon, mixup", "(distillation of logits). Images and", "hinton zhang"),
         ("vanilla, KD, refined", "six versions of each image, while their labels", "hinton luo"),
         ("expandnets", "from newly drawn weights: only its shape", "qian"),
         ("scratch, distilled", "It was then trained on digits, from newly drawn", "tung"),
@@ -46,7 +48,7 @@ def test_each_arm_is_told_and_its_methods_are_cited(arm, said, cited):
     text = render(replace(FULL, arm=arm, results=()))
     assert said in text
     assert f"(arm `{arm}`)" not in text
-    found = [name for name in ("qian", "tung", "hinton", "luo") if f"{{{name}" in text]
+    found = [name for name in ("qian", "tung", "hinton", "zhang", "luo") if f"{{{name}" in text]
     assert " ".join(found) == cited
     assert "@misc{base,\n  title        = {Base model: timm/resnet18.a1_in1k}," in text
 

@@ -116,7 +116,24 @@ def test_the_papers_arms() -> None:
     nets = parsed("--recipe", "paper-scratch", *model, "--rate", "3").effective()
     assert arm_of(nets) == "expandnets"
     few = parsed("--recipe", "curl-limited", *model, "--teacher", "resnet18")
-    assert arm_of(few.effective()) == "vanilla, KD, refined"
+    assert arm_of(few.effective()) == "vanilla, KD, mixup, refined"
+
+
+def test_an_arm_is_named_by_all_that_it_adds() -> None:
+    """So that the runs of docs/recovery.md can stand beside each other on a card."""
+    start, taught = ["--pruned", "slim", "--rate", "0"], ["--teacher", "resnet18"]
+    alone = [*start, "--kd-weight", "0"]
+    named = {
+        "vanilla": alone,
+        "vanilla, mixup": [*alone, "--mixup", "0.2"],
+        "vanilla, adamw, cutmix": [*alone, "--cutmix", "1.0", "--opt", "adamw"],
+        "vanilla, KD": [*start, *taught, "--opt", "momentum"],
+        "vanilla, KD, muon, mixup": ["--pruned", "slim", *taught, "--recipe", "default"],
+        "dense": ["--model", "resnet18", "--opt", "adamw", "--mixup", "0.2"],
+    }
+    assert {arm: arm_of(parsed(*flags).effective()) for arm, flags in named.items()} == {
+        arm: arm for arm in named
+    }
 
 
 def test_flags_win_over_a_file_over_a_recipe(tmp_path: Path) -> None:

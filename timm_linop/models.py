@@ -23,9 +23,16 @@ from .recipe import DenseConfig, ModelConfig, PruneRecipe, Recipe
 from .registry import build
 from .source import base_named_by, resolve, slim_folder
 
+# The study's and the papers' own optimizer, under both of timm's names, goes unsaid.
+_UNSAID = ("sgd", "momentum")
+
 
 def arm_of(recipe: Recipe) -> str:
-    """Name the arm of the paper's comparison that an effective recipe runs.
+    """Name the arm of a comparison that an effective recipe runs.
+
+    Returns:
+        The paper's name for it; then what it adds to that: distilled logits, of a slim model
+        another optimizer than SGD, and mixed images, and refined labels.
 
     Example:
         >>> arm_of(Recipe(ModelConfig(model="resnet18")).effective())
@@ -42,8 +49,15 @@ def arm_of(recipe: Recipe) -> str:
         names = {(False, False): "vanilla", (True, False): "distilled"}
         names |= {(False, True): "expanded", (True, True): "linop"}
         name = names[distilled, expanded]
-    name += ", KD" if recipe.distill.kd_weight else ""
-    return f"{name}, refined" if recipe.refine.refine_epochs else name
+    optim, slim = recipe.optim, recipe.model.pruned is not None
+    added = {
+        "KD": recipe.distill.kd_weight,
+        optim.opt: slim and optim.opt not in _UNSAID,
+        "mixup": slim and optim.mixup,
+        "cutmix": slim and optim.cutmix,
+        "refined": recipe.refine.refine_epochs,
+    }
+    return ", ".join([name, *(word for word, does in added.items() if does)])
 
 
 def make_student(recipe: Recipe, data: ImageData) -> tuple[nn.Module, nn.Module | None]:

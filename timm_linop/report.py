@@ -118,16 +118,24 @@ def finish(outcome: Outcome) -> None:
     check_snippet(output / "slim", slim, config, outcome.data.class_names)
 
 
-def report_evaluation(evaluation: Evaluation, class_names: Sequence[str], output: Path) -> None:
+def report_evaluation(
+    evaluation: Evaluation, split: str, class_names: Sequence[str], output: Path
+) -> None:
     """Write a split's figures: evaluation.json, per_class.csv and the confusion figure.
 
     Args:
         evaluation: What was counted.
+        split: Where: train, validation or test.
         class_names: In the order of the labels.
         output: The run folder.
     """
-    told = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
-    told["images"] = int(evaluation.confusion.sum())
+    told = {
+        "split": split,
+        "top1": evaluation.top1,
+        "top5": evaluation.top5,
+        "loss": evaluation.loss,
+        "images": int(evaluation.confusion.sum()),
+    }
     (output / "evaluation.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
     write_per_class(evaluation.confusion, class_names, output / "per_class.csv")
     matrix = evaluation.confusion.tolist()

@@ -116,7 +116,7 @@ def _finish(
         config, models = loaders.config, {**beside.timed(), arm: slim}
         results = with_costs([*results, own], models, config["input_size"])
         tell(results)
-        report_evaluation(evaluation, data.class_names, output)
+        report_evaluation(evaluation, "test", data.class_names, output)
         differences = {other.result.arm: other.differences for other in beside.compared}
         outcome = Outcome(recipe, output, slim, arm, data, config, results, evaluation)
         finish(replace(outcome, contraction=contraction, differences=differences))
@@ -144,7 +144,7 @@ def _evaluate_only(recipe: Recipe) -> Path | None:
     if accelerator.is_main_process and output is not None:
         output.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe, output / "recipe.yaml")
-        report_evaluation(evaluation, data.class_names, output)
+        report_evaluation(evaluation, split, data.class_names, output)
     accelerator.wait_for_everyone()
     return output
 

@@ -18,8 +18,9 @@ ARMS = {
     "expandnets": "ExpandNets, from scratch",
     "expandnets, distilled": "ExpandNets, from scratch with distillation",
 }
-# What a run adds to its arm's name when it distils logits, and when it refines labels, too.
-_KD, _REFINED = ", kd", ", refined"
+# What a run adds to its arm's name, and what the card calls that; optimizers have their own names.
+_KD, _MIXUP, _REFINED = "kd", "mixup", "refined"
+_ADDED = {_KD: "distilled logits", "muon": "Muon", "cutmix": "CutMix", _REFINED: "refined labels"}
 _DENSE = ("dense", "expanded dense")
 _EXPANDED = ("expanded dense", "expanded", "linop", "expandnets", "expandnets, distilled")
 _DISTILLED = ("distilled", "linop", "scratch, distilled", "expandnets, distilled")
@@ -35,6 +36,7 @@ class Methods:
         expanded: It was trained over-parameterised.
         similarity: It learnt from its teacher's similarities (SP-KD).
         logits: It learnt from its teacher's logits (Hinton et al.).
+        mixup: It learnt from images mixed in pairs (Zhang et al.).
         refined: It learnt from labels that were refined meanwhile (CURL).
         scratch: It kept the pruned shape and not the weights.
     """
@@ -43,6 +45,7 @@ class Methods:
     expanded: bool = False
     similarity: bool = False
     logits: bool = False
+    mixup: bool = False
     refined: bool = False
     scratch: bool = False
 
@@ -51,17 +54,18 @@ def methods_of(arm: str) -> Methods:
     """Tell what an arm is made of, from its name.
 
     Example:
-        >>> does = methods_of("LinOP, KD, refined")
+        >>> does = methods_of("LinOP, KD, muon, refined")
         >>> does.expanded, does.similarity, does.logits, does.refined, does.scratch
         (True, True, True, True, False)
     """
-    name, logits, refined = _parts(arm)
+    name, added = _parts(arm)
     return Methods(
         dense=name in _DENSE,
         expanded=name in _EXPANDED,
         similarity=name in _DISTILLED,
-        logits=logits,
-        refined=refined,
+        logits=_KD in added,
+        mixup=_MIXUP in added,
+        refined=_REFINED in added,
         scratch=name in _SCRATCH,
     )
 
@@ -70,17 +74,21 @@ def label(arm: str) -> str:
     """Name an arm to a reader.
 
     Example:
-        >>> label("linop"), label("vanilla, KD"), label("my own way")
-        ('LinOP', 'Vanilla fine-tuning, with distilled logits', 'my own way')
+        >>> label("linop"), label("vanilla, KD, muon, mixup"), label("my own way")
+        ('LinOP', 'Vanilla fine-tuning, with distilled logits, Muon and mixup', 'my own way')
     """
-    name, logits, refined = _parts(arm)
+    name, added = _parts(arm)
     if name not in ARMS:
         return arm
-    added = ["distilled logits"] * logits + ["refined labels"] * refined
-    return f"{ARMS[name]}, with {' and '.join(added)}" if added else ARMS[name]
+    told = [_ADDED.get(each, each) for each in added]
+    listed = " and ".join(filter(None, (", ".join(told[:-1]), *told[-1:])))
+    return f"{ARMS[name]}, with {listed}" if listed else ARMS[name]
 
 
-def _parts(arm: str) -> tuple[str, bool, bool]:
-    """An arm's name in `ARMS`, and whether it distils logits and refines labels, too."""
-    arm, refined = arm.lower().removesuffix(_REFINED), arm.lower().endswith(_REFINED)
-    return arm.removesuffix(_KD), arm.endswith(_KD), refined
+def _parts(arm: str) -> tuple[str, list[str]]:
+    """An arm's name, where it can be one of `ARMS` and the longest of them, and what it adds."""
+    words = arm.lower().split(", ")
+    for length in range(len(words), 0, -1):
+        if (name := ", ".join(words[:length])) in ARMS:
+            return name, words[length:]
+    return words[0], words[1:]

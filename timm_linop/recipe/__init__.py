@@ -128,7 +128,8 @@ class Recipe:
         if wanted and not distill.teacher:
             raise RecipeError(
                 f"{wanted} needs a teacher (distillation is the default with --pruned); name the "
-                "dense model with --teacher, or pass --kd-weight 0 --gamma 0 to train without one."
+                "dense model with --teacher, or pass --kd-weight 0 --gamma 0 to train without one "
+                "(and --rate 0 for plain fine-tuning)."
             )
 
     def _check_refinement(self) -> None:
