@@ -369,8 +369,9 @@ def test_both_stages_and_a_run_killed_in_the_second_ends_as_if_nothing_had_happe
     cli.train([*flags_of(start), "--output", str(whole)])
     assert [row["epoch"] for row in rows_of(whole)] == list("1234")
     assert [float(row["lr"]) for row in rows_of(whole)[2:]] == [1e-4, pytest.approx(5e-5)]
-    assert '"vanilla, KD, refined"' not in (whole / "results.json").read_text()  # but expanded
-    assert '"expanded, KD, refined"' in (whole / "results.json").read_text()
+    results = (whole / "results.json").read_text()
+    assert '"vanilla, KD, mixup, refined"' not in results  # but expanded
+    assert '"expanded, KD, mixup, refined"' in results
     told = (whole / "slim" / "README.md").read_text()
     assert "distilled logits and refined labels" in told and "luo2020curl" in told
 
