@@ -373,7 +373,7 @@ def test_both_stages_and_a_run_killed_in_the_second_ends_as_if_nothing_had_happe
     assert '"vanilla, KD, mixup, refined"' not in results  # but expanded
     assert '"expanded, KD, mixup, refined"' in results
     told = (whole / "slim" / "README.md").read_text()
-    assert "distilled logits and refined labels" in told and "luo2020curl" in told
+    assert "distilled logits, mixup and refined labels" in told and "luo2020curl" in told
 
     argv = [*flags_of(start, "--checkpoint-every", "3"), "--output", str(run)]
     monkeypatch.setattr(timm_linop.run, "_finish", lambda *_: None)
