@@ -134,6 +134,7 @@ def test_an_arm_is_named_by_all_that_it_adds() -> None:
     assert {arm: arm_of(parsed(*flags).effective()) for arm, flags in named.items()} == {
         arm: arm for arm in named
     }
+    assert arm_of(parsed(*alone, "--opt", "Nesterov").effective()) == "vanilla"
 
 
 def test_flags_win_over_a_file_over_a_recipe(tmp_path: Path) -> None:

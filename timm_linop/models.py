@@ -18,13 +18,10 @@ from .distill import Teacher
 from .download import fetch
 from .errors import CheckpointError, LinOPError, RecipeError, UnknownModelError
 from .expand import check_settings, expand
-from .optim import is_plain_sgd
+from .optim import is_plain_sgd, is_sgd
 from .recipe import DenseConfig, ModelConfig, PruneRecipe, Recipe
 from .registry import build
 from .source import base_named_by, resolve, slim_folder
-
-# The study's and the papers' own optimizer, under both of timm's names, goes unsaid.
-_UNSAID = ("sgd", "momentum")
 
 
 def arm_of(recipe: Recipe) -> str:
@@ -52,7 +49,7 @@ def arm_of(recipe: Recipe) -> str:
     optim, slim = recipe.optim, recipe.model.pruned is not None
     added = {
         "KD": recipe.distill.kd_weight,
-        optim.opt: slim and optim.opt not in _UNSAID,
+        optim.opt.lower(): slim and not is_sgd(optim),
         "mixup": slim and optim.mixup,
         "cutmix": slim and optim.cutmix,
         "refined": recipe.refine.refine_epochs,

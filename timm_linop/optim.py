@@ -32,6 +32,16 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimize
     return _optimizer(parameter_groups(model, optim), optim)
 
 
+def is_sgd(optim: OptimConfig) -> bool:
+    """Tell whether the optimizer is torch's SGD, under any of timm's names for it.
+
+    Example:
+        >>> is_sgd(OptimConfig(opt="Momentum")), is_sgd(OptimConfig(opt="muon"))
+        (True, False)
+    """
+    return optim.opt.lower() in ("sgd", "momentum", "nesterov")
+
+
 def is_plain_sgd(optim: OptimConfig) -> bool:
     """Tell whether compact chains train as wide ones: under SGD, with or without momentum.
 
@@ -44,8 +54,7 @@ def is_plain_sgd(optim: OptimConfig) -> bool:
         >>> is_plain_sgd(OptimConfig(opt="sgd", clip_grad=1.0, clip_mode="agc"))
         False
     """
-    # timm's names of torch's SGD
-    return optim.opt.lower() in ("sgd", "momentum", "nesterov") and optim.clip_mode == "norm"
+    return is_sgd(optim) and optim.clip_mode == "norm"
 
 
 def make_scheduler(optimizer: Any, schedule: ScheduleConfig, steps: int) -> Any:
