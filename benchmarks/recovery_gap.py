@@ -81,17 +81,17 @@ def run(rows: Rows, output: Path) -> None:
         output: The CSV.
     """
     done = {gap.cell for gap in read_rows(output, Gap)}
-    left = [cell for _, cells in places(rows) for cell in cells if cell not in done]
+    left = [cell for _, cells in cases(rows) for cell in cells if cell not in done]
     print(f"{len(done)} rows are in {output}; {len(left)} are missing", flush=True)
     with processes(WORKERS) as pool:
         for gap in pool.map(measure, left):
             append(output, gap, ABOUT)
 
 
-Place = tuple[str, float]
+Case = tuple[str, float]
 
 
-def places(rows: Rows) -> Iterator[tuple[Place, Sequence[Cell]]]:
+def cases(rows: Rows) -> Iterator[tuple[Case, Sequence[Cell]]]:
     """Give grids and shares of weights removed, each with its fine-tunings, seed by seed."""
     for name, seeds in STUDIED.items():
         for share in sorted(GRIDS[name].removed):
@@ -101,16 +101,16 @@ def places(rows: Rows) -> Iterator[tuple[Place, Sequence[Cell]]]:
 
 @dataclass(frozen=True)
 class Told:
-    """What plain fine-tuning has at a place, and what the default adds there.
+    """What plain fine-tuning has in a case, and what the default adds there.
 
     Attributes:
-        place: Grid, and share of weights removed.
+        case: Grid, and share of weights removed.
         train: Mean accuracy on the images it is trained on, in percent.
         validation: On validation images.
         lead: What the default adds on test images, in points, with its interval.
     """
 
-    place: Place
+    case: Case
     train: float
     validation: float
     lead: tuple[float, float, float]
@@ -122,37 +122,35 @@ class Told:
 
 
 def told(rows: Rows, gaps: Gaps) -> list[Told]:
-    """Tell of the places that are whole, the least overfitted first.
+    """Tell of the cases that are whole, the least overfitted first.
 
     Args:
         rows: Those of the study.
         gaps: Those of this benchmark.
     """
     found = (
-        _told(rows, place, [gaps[cell] for cell in cells])
-        for place, cells in places(rows)
+        _told(rows, case, [gaps[cell] for cell in cells])
+        for case, cells in cases(rows)
         if all(cell in gaps for cell in cells)
     )
     return sorted(found, key=lambda each: each.gap)
 
 
-def _told(rows: Rows, place: Place, gaps: Sequence[Gap]) -> Told:
-    name, share = place
+def _told(rows: Rows, case: Case, gaps: Sequence[Gap]) -> Told:
+    name, share = case
     lead = difference(rows, GRIDS[name], [(share, EPOCHS)], DEFAULT, PLAIN)
-    return Told(
-        place, fmean(gap.train for gap in gaps), fmean(gap.validation for gap in gaps), lead
-    )
+    return Told(case, fmean(gap.train for gap in gaps), fmean(gap.validation for gap in gaps), lead)
 
 
 def table(found: Sequence[Told]) -> str:
     """Lay it out in Markdown, and how far the two go together.
 
     Args:
-        found: Of the places.
+        found: Of the cases.
     """
     lines = head("grid", ("removed", "trained on", "validation", "overfits by", "the default adds"))
     for each in found:
-        name, share = each.place
+        name, share = each.case
         accuracies = (f"{reached:.1f}" for reached in (each.train, each.validation, each.gap))
         lines.append(line(f"`{name}`", (percent(share), *accuracies, interval(*each.lead))))
     return "\n".join(lines)
@@ -168,19 +166,19 @@ def draw(found: Sequence[Told], path: Path) -> None:
     """Draw what the default adds against how much plain fine-tuning overfits.
 
     Args:
-        found: Of the places.
+        found: Of the cases.
         path: Where the PNG goes.
     """
     drawn = new_figure(6.4, 4.2)
     axes = new_axes(drawn, "y")
     axes.axhline(0, color=GREY, linewidth=0.8)
     for name, colour in zip(STUDIED, (ORANGE, PINK, BLUE, GREEN), strict=False):
-        spans = {each.gap: each for each in found if each.place[0] == name}
+        spans = {each.gap: each for each in found if each.case[0] == name}
         intervals(axes, {gap: each.lead for gap, each in spans.items()}, colour)
         axes.plot([], [], "o", color=colour, markersize=3, label=name)
         for gap, each in spans.items():
             where = (gap, each.lead[0])
-            axes.annotate(percent(each.place[1]), where, (4, 4), textcoords="offset points")
+            axes.annotate(percent(each.case[1]), where, (4, 4), textcoords="offset points")
     axes.set(xlabel=f"{PLAIN}: training minus validation accuracy (points)")
     axes.set(ylabel=f"the default minus {PLAIN} (points)")
     drawn.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from benchmarks import fashion, recovery, recovery_gap
 from benchmarks.recovery import slim_folder
 from benchmarks.recovery_arms import DEFAULT, PLAIN
-from benchmarks.recovery_gap import Gap, agreement, draw, measure, places, table, told
+from benchmarks.recovery_gap import Gap, agreement, cases, draw, measure, table, told
 from benchmarks.recovery_plan import DATA, GRIDS, Cell, Data, Grid, Row, by_cell
 from benchmarks.rows import read_rows
 from tests.recovery_rows import rows_of
@@ -55,16 +55,16 @@ def of(cell: Cell, train: float) -> Gap:
     return Gap(**asdict(cell), pruned=10.0, train=train, validation=80.0, test=79.0)
 
 
-def test_places_are_plain_fine_tunings_at_the_chosen_rate(studied: dict[Cell, Row]) -> None:
+def test_cases_are_plain_fine_tunings_at_the_chosen_rate(studied: dict[Cell, Row]) -> None:
     cells = [Cell("digits", "test_resnet", 0.7, PLAIN, 2, 0.03, seed) for seed in range(3)]
-    found = dict(places(studied))
+    found = dict(cases(studied))
     assert found["small", 0.7] == cells
     assert found["small", 0.9] == [replace(cell, removed=0.9) for cell in cells]
 
 
 def test_the_table_begins_where_least_is_overfitted(studied: dict[Cell, Row]) -> None:
     trains = {0.7: (91.0, 92.0, 93.0), 0.9: (81.0, 81.0, 81.0)}
-    gaps = {c: of(c, trains[c.removed][c.seed]) for _, cells in places(studied) for c in cells}
+    gaps = {c: of(c, trains[c.removed][c.seed]) for _, cells in cases(studied) for c in cells}
     found = told(studied, gaps)
     assert table(found).splitlines()[2:] == [
         "| `small` | 90 % | 81.0 | 80.0 | 1.0 | +0.00 [+0.00, +0.00] |",
@@ -72,7 +72,7 @@ def test_the_table_begins_where_least_is_overfitted(studied: dict[Cell, Row]) ->
     ]
     assert agreement(found) == pytest.approx(1.0)
     del gaps[next(c for c in gaps if c.removed == 0.9)]
-    assert [each.place for each in told(studied, gaps)] == [("small", 0.7)]
+    assert [each.case for each in told(studied, gaps)] == [("small", 0.7)]
 
 
 def test_the_figure_has_the_leads_over_the_gaps(
@@ -80,7 +80,7 @@ def test_the_figure_has_the_leads_over_the_gaps(
 ) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(recovery_gap, "save", lambda figure, _: drawn.append(figure))
-    gaps = {c: of(c, 100 * c.removed) for _, cells in places(studied) for c in cells}
+    gaps = {c: of(c, 100 * c.removed) for _, cells in cases(studied) for c in cells}
     draw(told(studied, gaps), Path())
     ((axes,),) = (figure.axes for figure in drawn)
     points = {tuple(bar.lines[0].get_xydata()[0]) for bar in axes.containers}
@@ -89,7 +89,7 @@ def test_the_figure_has_the_leads_over_the_gaps(
 
 
 def test_rows_are_those_of_the_study_where_the_processor_is_the_same() -> None:
-    for (name, _), cells in places(ROWS):
+    for (name, _), cells in cases(ROWS):
         if name in SAME:
             for cell in cells:
                 found = GAPS[cell]
@@ -101,7 +101,7 @@ def test_the_page_holds_the_table_of_the_rows() -> None:
     found = told(ROWS, GAPS)
     assert len(found) == sum(len(GRIDS[name].removed) for name in recovery_gap.STUDIED)
     assert f"\n{table(found)}\n" in page
-    taught = [each for each in found if each.place[0] != "mixup"]
+    taught = [each for each in found if each.case[0] != "mixup"]
     told_so = (
         f"rank correlation is {agreement(found):.2f} over the ten, {agreement(taught):.2f} over"
     )

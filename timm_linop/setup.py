@@ -96,12 +96,11 @@ def make_loaders(
     """
     config = _input_config(recipe, model)
     train_transform, eval_transform = make_transforms(config, augment=augment)
-    options: dict[str, Any] = {"workers": recipe.data.workers, "seed": recipe.run.seed}
     batch = recipe.data.batch_size
     return Loaders(
-        make_loader(data.train, train_transform, batch, shuffle=True, **options),
-        make_loader(data.validation, eval_transform, batch, shuffle=False, **options),
-        make_loader(data.test, eval_transform, batch, shuffle=False, **options),
+        make_loader(data.train, train_transform, batch, shuffle=True, **_loading(recipe)),
+        make_loader(data.validation, eval_transform, batch, shuffle=False, **_loading(recipe)),
+        make_loader(data.test, eval_transform, batch, shuffle=False, **_loading(recipe)),
         config,
     )
 
@@ -121,15 +120,19 @@ def evaluation_loader(
         Batches in order.
     """
     _, transform = make_transforms(_input_config(recipe, model), augment=Augmentation(no_aug=True))
-    options: dict[str, Any] = {"workers": recipe.data.workers, "seed": recipe.run.seed}
     images, batch = getattr(data, split), recipe.data.batch_size
-    return make_loader(images, transform, batch, shuffle=False, **options)
+    return make_loader(images, transform, batch, shuffle=False, **_loading(recipe))
 
 
 def _input_config(recipe: Recipe | PruneRecipe, model: nn.Module) -> dict[str, Any]:
     """The model's own input size, mean and std, but for those that the recipe names."""
     given = {key: getattr(recipe.data, key) for key in ("mean", "std", "interpolation", "crop_pct")}
     return resolve_input_data_config(model, args={**given, "img_size": recipe.model.img_size})
+
+
+def _loading(recipe: Recipe | PruneRecipe) -> dict[str, Any]:
+    """What all batches of a run share."""
+    return {"workers": recipe.data.workers, "seed": recipe.run.seed}
 
 
 def scoring_images(recipe: PruneRecipe, data: ImageData, config: Mapping[str, Any]) -> Any:
@@ -144,5 +147,6 @@ def scoring_images(recipe: PruneRecipe, data: ImageData, config: Mapping[str, An
         Batches, the same ones on every process.
     """
     _, transform = make_transforms(dict(config), augment=Augmentation(no_aug=True))
-    options: dict[str, Any] = {"workers": recipe.data.workers, "seed": recipe.run.seed}
-    return make_loader(data.train, transform, recipe.data.batch_size, shuffle=True, **options)
+    return make_loader(
+        data.train, transform, recipe.data.batch_size, shuffle=True, **_loading(recipe)
+    )
