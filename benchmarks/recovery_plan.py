@@ -286,6 +286,8 @@ GRIDS = {
     "taught-long": Grid(*_TAUGHT, (0.985,), CONTROLLED, (100,), 5, swept=3),
     "taught-longer": Grid(*_TAUGHT, (0.985,), CONTROLLED, (200,), 5, LADDER[2:], swept=3),
     "taught-mobilenet": Grid(*_MOBILENET, (0.92, 0.95), DISTILLED, (30,), 5, swept=3),
+    # A test of what recovery_gap guesses: longer fine-tuning overfits more.
+    "taught-mobilenet-long": Grid(*_MOBILENET, (0.95,), CONTROLLED, (100,), 5),
     # Where 98.5 % removed leaves 72,663 parameters, not 5,031.
     "taught-resnet10t": Grid(*_RESNET10T, (0.985,), DISTILLED, (30,), 10, swept=3),
     "taught-expanded": Grid(*_TAUGHT, (0.92,), _EXPANDED, (30,), 5),
