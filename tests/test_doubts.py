@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import timm
 
 from timm_linop.card import Result
-from timm_linop.doubts import warn_of_recipe, warn_of_teacher
+from timm_linop.doubts import warn_of_recipe, warn_of_size, warn_of_teacher
 from timm_linop.flags import parse
-from timm_linop.recipe import Recipe
+from timm_linop.recipe import ModelConfig, Recipe
 
 SLIM = ["--pruned", "runs/pruned"]
 TAUGHT = [*SLIM, "--teacher", "dense"]
@@ -38,6 +39,25 @@ def test_what_no_flag_says(
     warn_of_recipe(given, given.effective())
     assert len(caplog.messages) == len(told)
     assert all(map(str.startswith, caplog.messages, told))
+
+
+@pytest.mark.parametrize(
+    ("asked", "warns"),
+    [
+        (ModelConfig(pruned="runs/pruned"), False),
+        (ModelConfig(pruned="runs/pruned", img_size=32), False),
+        (ModelConfig(pruned="runs/pruned", img_size=28), True),
+        (ModelConfig(pruned="bare.pth", model="test_resnet", img_size=28), False),
+        (ModelConfig(model="test_resnet", img_size=28), False),
+    ],
+)
+def test_images_of_another_size_than_the_slim_models(
+    asked: ModelConfig, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = timm.create_model("test_resnet", pretrained_cfg_overlay={"input_size": (3, 32, 32)})
+    warn_of_size(asked, model)
+    assert bool(caplog.messages) == warns
+    assert not warns or "images of 32 x 32, and --img-size 28" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import yaml
 
 from timm_linop.data import Augmentation, make_transforms
 from timm_linop.errors import RecipeError
-from timm_linop.flags import continued, parse, to_yaml, write_yaml
+from timm_linop.flags import _ELSEWHERE, continued, flat, parse, to_yaml, write_yaml
 from timm_linop.models import arm_of
 from timm_linop.optim import make_scheduler
 from timm_linop.recipe import (
@@ -282,6 +282,41 @@ BAD_AUGMENT: list[tuple[dict[str, Any], str]] = [
 def test_bad_values_are_refused(kind: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         kind(**settings)
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--learning-rate", "Here it is --lr."),
+        ("--per_device_train_batch_size", "Here it is --batch-size."),
+        ("--kd-weigth", "Close names: '--kd-weight'"),
+        ("--output-dir", "Close names: '--output'."),
+    ],
+)
+def test_an_unknown_flag_is_told_as_it_is_typed_here(flag: str, told: str) -> None:
+    with pytest.raises(RecipeError) as e:
+        parsed(flag, "1")
+    assert told in str(e.value)
+
+
+def test_an_unknown_key_of_a_file_is_told_as_a_key(tmp_path: Path) -> None:
+    for key, told in {"learning_rate": "Here it is lr.", "kd_weigth": "'kd_weight'"}.items():
+        file = tmp_path / f"{key}.yaml"
+        file.write_text(f"{key}: 1")
+        with pytest.raises(RecipeError) as e:
+            parsed("--config", str(file))
+        assert told in str(e.value)
+
+
+def test_prune_has_no_tracker_to_name() -> None:
+    with pytest.raises(RecipeError) as e:
+        parse(PruneRecipe, ["--report-to", "trackio"], "prune.py")
+    assert "track." not in str(e.value)
+
+
+def test_every_foreign_name_stands_for_a_flag_and_is_none() -> None:
+    own = flat(Recipe())
+    assert set(_ELSEWHERE.values()) <= set(own) and not set(_ELSEWHERE) & set(own)
 
 
 def test_every_flag_is_explained_and_typed_as_timms() -> None:

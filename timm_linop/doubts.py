@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
+from timm.data import resolve_input_data_config
+from torch import nn
+
 from .card import Result
-from .recipe import Recipe
+from .recipe import ModelConfig, Recipe
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +37,25 @@ def _of_recipe(given: Recipe, effective: Recipe) -> Iterator[str]:
         yield (
             f"teacher={effective.distill.teacher!r} is not asked: kd_weight and gamma are 0. Give "
             "one of them a weight, or leave --teacher out."
+        )
+
+
+def warn_of_size(asked: ModelConfig, model: nn.Module) -> None:
+    """Warn of images of another size than those that a pruned model was saved for.
+
+    A convolutional network takes them without a word, and has another accuracy there.
+
+    Args:
+        asked: Its ``pruned`` and ``img_size`` are read. Where it names an architecture, too, the
+            weights may tell no size of their own.
+        model: What was built of it.
+    """
+    _, height, width = resolve_input_data_config(model)["input_size"]
+    own = asked.pruned is not None and asked.model is None
+    if own and asked.img_size and (height, width) != (asked.img_size,) * 2:
+        _log.warning(
+            f"--pruned {asked.pruned} was saved for images of {height} x {width}, and --img-size "
+            f"{asked.img_size} gives it others; leave --img-size out to keep its own."
         )
 
 

@@ -20,6 +20,21 @@ from .recipe import PruneRecipe, Recipe
 from .recipe.named import read_recipe
 from .recipe.schedule import scaled
 
+# What transformers' TrainingArguments and timm's train.py call settings, too far off to be guessed.
+_ELSEWHERE = {
+    "data_dir": "dataset",
+    "dataloader_num_workers": "workers",
+    "gradient_accumulation_steps": "grad_accum_steps",
+    "label_smoothing_factor": "smoothing",
+    "learning_rate": "lr",
+    "lr_scheduler_type": "sched",
+    "max_grad_norm": "clip_grad",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "report_to": "track",
+    "resume_from_checkpoint": "resume",
+}
+
 R = TypeVar("R", Recipe, PruneRecipe)
 
 
@@ -81,9 +96,19 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _close(error: Exception, known: Sequence[str]) -> str:
-    """Names close to the flag or key that is unknown."""
-    unknown = re.search(r"(?:unrecognized arguments: --|Option ')([\w-]+)", str(error))
-    return close_names(unknown[1].replace("-", "_"), known) if unknown else ""
+    """What the unknown flag or key is called here, or names close to it."""
+    unknown = re.search(r"(unrecognized arguments: --|Option ')([\w-]+)", str(error))
+    if unknown is None:
+        return ""
+    name, is_flag = unknown[2].replace("-", "_"), unknown[1].endswith("--")
+    typed = {each: _flag(each) if is_flag else each for each in {*known, name}}
+    if (here := _ELSEWHERE.get(name)) in known:
+        return f" Here it is {typed[here]}."
+    return close_names(typed[name], [typed[each] for each in known])
+
+
+def _flag(setting: str) -> str:
+    return f"--{setting.replace('_', '-')}"
 
 
 def continued(asked: R, prog: str) -> R:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import card, watch
 from .compare import START, References, compared_runs, start_of
 from .data import ImageData
-from .doubts import warn_of_recipe, warn_of_teacher
+from .doubts import warn_of_recipe, warn_of_size, warn_of_teacher
 from .dry_run import describe
 from .errors import TrainingError
 from .evaluation import evaluate
@@ -71,6 +71,7 @@ def train(recipe: Recipe) -> Path | None:
     trainer.after_epoch = Snapshots(recipe, arm_of(recipe), data, loaders.config, accelerator)
     stages = _stages(trainer, recipe, data, loaders)
     warn_of_recipe(given, recipe)
+    warn_of_size(recipe.model, student)
     if recipe.watch.dry_run:
         _try_out(stages)
         return None
@@ -132,6 +133,7 @@ def _evaluate_only(recipe: Recipe) -> Path | None:
     accelerator = start(recipe, writes=recipe.run.output is not None)
     data = load_images(recipe.data)
     model, _ = make_student(recipe, data)
+    warn_of_size(recipe.model, model)
     split = recipe.watch.eval_only or ""
     loader = evaluation_loader(recipe, data, model, split)
     model, batches = accelerator.prepare(model, loader)

@@ -128,8 +128,8 @@ def check_output(folder: Path) -> None:
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise OutputFolderError(
-            f"{folder} holds something already and is left as it is; name a new folder, or remove "
-            "it."
+            f"{folder} holds something already and is left as it is; name a new folder (on the "
+            "command line --output), or remove it."
         )
 
 
