@@ -1,4 +1,4 @@
-"""Where does the default help? python -m benchmarks.recovery_gap, one to two hours.
+"""Where does the default help? python -m benchmarks.recovery_gap, about two hours.
 
 How much plain fine-tuning overfits, its accuracy on the images that it is trained on less that on
 validation images, beside what the default adds. One row is a fine-tuning of the recovery study, run
@@ -24,16 +24,32 @@ from benchmarks.recovery import load, processes, ready, recipe_of, slim_folder, 
 from benchmarks.recovery_arms import DEFAULT, PLAIN
 from benchmarks.recovery_figures import intervals
 from benchmarks.recovery_plan import GRIDS, Cell, Row, Rows, by_cell
-from benchmarks.recovery_summary import chosen, difference, head, interval, line, percent
+from benchmarks.recovery_summary import chosen, difference, head, interval, is_whole, line, percent
 from benchmarks.rows import append, read_rows
-from timm_linop.plots.canvas import BLUE, GREEN, GREY, ORANGE, PINK, new_axes, new_figure, save
+from timm_linop.plots.canvas import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    new_axes,
+    new_figure,
+    save,
+)
 
 RESULTS = recovery.RESULTS.with_name("recovery_gap.csv")
 FIGURE = RESULTS.with_suffix(".png")
-# Grids where the default and plain fine-tuning have 30 epochs and rates that three seeds chose, and
-# how many seeds are run here.
-STUDIED = {"taught-mobilenet": 5, "taught-resnet10t": 5, "mixup": 5, "taught": 3}
-EPOCHS, WORKERS = 30, 2
+# Grids that have the default and plain fine-tuning over one length, and how many seeds run here.
+STUDIED = {
+    "taught-mobilenet": 5,
+    "taught-resnet10t": 5,
+    "mixup": 5,
+    "taught": 3,
+    "taught-mobilenet-long": 3,
+}
+COLOURS = dict(zip(STUDIED, (ORANGE, PINK, BLUE, GREEN, SKY), strict=True))
+WORKERS = 2
 ABOUT = recovery.ABOUT.replace("recovery", "recovery_gap", 1)
 
 
@@ -92,11 +108,13 @@ Case = tuple[str, float]
 
 
 def cases(rows: Rows) -> Iterator[tuple[Case, Sequence[Cell]]]:
-    """Give grids and shares of weights removed, each with its fine-tunings, seed by seed."""
+    """Give grids and shares that are whole, each with its fine-tunings, seed by seed."""
     for name, seeds in STUDIED.items():
+        (epochs,) = GRIDS[name].epochs
         for share in sorted(GRIDS[name].removed):
-            found = chosen(rows, GRIDS[name], share, PLAIN, EPOCHS)
-            yield (name, share), [found[seed].cell for seed in range(seeds)]
+            if is_whole(rows, GRIDS[name], share, epochs):
+                found = chosen(rows, GRIDS[name], share, PLAIN, epochs)
+                yield (name, share), [found[seed].cell for seed in range(seeds)]
 
 
 @dataclass(frozen=True)
@@ -138,7 +156,7 @@ def told(rows: Rows, gaps: Gaps) -> list[Told]:
 
 def _told(rows: Rows, case: Case, gaps: Sequence[Gap]) -> Told:
     name, share = case
-    lead = difference(rows, GRIDS[name], [(share, EPOCHS)], DEFAULT, PLAIN)
+    lead = difference(rows, GRIDS[name], [(share, *GRIDS[name].epochs)], DEFAULT, PLAIN)
     return Told(case, fmean(gap.train for gap in gaps), fmean(gap.validation for gap in gaps), lead)
 
 
@@ -172,8 +190,8 @@ def draw(found: Sequence[Told], path: Path) -> None:
     drawn = new_figure(6.4, 4.2)
     axes = new_axes(drawn, "y")
     axes.axhline(0, color=GREY, linewidth=0.8)
-    for name, colour in zip(STUDIED, (ORANGE, PINK, BLUE, GREEN), strict=False):
-        spans = {each.gap: each for each in found if each.case[0] == name}
+    for name in dict.fromkeys(each.case[0] for each in found):
+        spans, colour = {each.gap: each for each in found if each.case[0] == name}, COLOURS[name]
         intervals(axes, {gap: each.lead for gap, each in spans.items()}, colour)
         axes.plot([], [], "o", color=colour, markersize=3, label=name)
         for gap, each in spans.items():
@@ -181,7 +199,7 @@ def draw(found: Sequence[Told], path: Path) -> None:
             axes.annotate(percent(each.case[1]), where, (4, 4), textcoords="offset points")
     axes.set(xlabel=f"{PLAIN}: training minus validation accuracy (points)")
     axes.set(ylabel=f"the default minus {PLAIN} (points)")
-    drawn.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    drawn.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     save(drawn, path)
 
 

@@ -400,6 +400,7 @@ TOLD = (
     ("taught-expanded-mobilenet", EXPANDED_MIXED, TAUGHT_MIXED),
     ("taught-expanded-resnet10t", EXPANDED_MIXED, TAUGHT_MIXED),
     *product(("taught-mobilenet", "taught-resnet10t"), (DEFAULT,), (PLAIN, PLAIN_MIXED, TAUGHT)),
+    *product(("taught-mobilenet-long",), (DEFAULT,), (PLAIN, PLAIN_MIXED)),
     *product(("taught-mobilenet", "taught-resnet10t"), (TAUGHT,), (PLAIN, PLAIN_MIXED)),
 )
 
