@@ -25,7 +25,7 @@ from timm_linop.plots.canvas import (
     save,
 )
 
-_COLOURS = (BLUE, SKY, GREEN, PINK, ORANGE, YELLOW, GREY, "#000000", "#A0522D")
+COLOURS = (BLUE, SKY, GREEN, PINK, ORANGE, YELLOW, GREY, "#000000", "#A0522D")
 _DOTS: dict[str, Any] = {"markersize": 3, "capsize": 2}
 
 
@@ -38,7 +38,7 @@ def draw(rows: Rows, grid: Grid, columns: Columns, path: Path) -> None:
         columns: What stands across, of `recovery_summary.views`.
         path: Where the PNG goes.
     """
-    if len(grid.arms) > len(_COLOURS) or len(columns) == 1:
+    if len(grid.arms) > len(COLOURS) or len(columns) == 1:
         differences(rows, grid, columns, path)
     else:
         curves(rows, grid, columns, path)
@@ -56,7 +56,7 @@ def curves(rows: Rows, grid: Grid, columns: Columns, path: Path) -> None:
     drawn = new_figure(6.4, 7.2)
     above, below = (new_axes(drawn, "y", 1, place, 2) for place in (1, 2))
     below.axhline(0, color=GREY, linewidth=0.8)
-    for nth, (arm, colour) in enumerate(zip(grid.arms, _COLOURS, strict=False)):
+    for nth, (arm, colour) in enumerate(zip(grid.arms, COLOURS, strict=False)):
         found = [chosen(rows, grid, share, arm, epochs) for share, epochs in columns.values()]
         means = [fmean(row.test for row in seeds.values()) for seeds in found]
         above.plot(range(len(columns)), means, "o-", color=colour, markersize=3, label=arm)

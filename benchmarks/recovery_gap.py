@@ -22,21 +22,11 @@ from scipy.stats import spearmanr
 from benchmarks import fashion, recovery
 from benchmarks.recovery import load, processes, ready, recipe_of, slim_folder, splits
 from benchmarks.recovery_arms import DEFAULT, PLAIN
-from benchmarks.recovery_figures import intervals
+from benchmarks.recovery_figures import COLOURS, intervals
 from benchmarks.recovery_plan import GRIDS, Cell, Row, Rows, by_cell
 from benchmarks.recovery_summary import chosen, difference, head, interval, is_whole, line, percent
 from benchmarks.rows import append, read_rows
-from timm_linop.plots.canvas import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PINK,
-    SKY,
-    new_axes,
-    new_figure,
-    save,
-)
+from timm_linop.plots.canvas import GREY, new_axes, new_figure, save
 
 RESULTS = recovery.RESULTS.with_name("recovery_gap.csv")
 FIGURE = RESULTS.with_suffix(".png")
@@ -48,7 +38,6 @@ STUDIED = {
     "taught": 3,
     "taught-mobilenet-long": 3,
 }
-COLOURS = dict(zip(STUDIED, (ORANGE, PINK, BLUE, GREEN, SKY), strict=True))
 WORKERS = 2
 ABOUT = recovery.ABOUT.replace("recovery", "recovery_gap", 1)
 
@@ -161,7 +150,7 @@ def _told(rows: Rows, case: Case, gaps: Sequence[Gap]) -> Told:
 
 
 def table(found: Sequence[Told]) -> str:
-    """Lay it out in Markdown, and how far the two go together.
+    """Lay it out in Markdown.
 
     Args:
         found: Of the cases.
@@ -190,8 +179,9 @@ def draw(found: Sequence[Told], path: Path) -> None:
     drawn = new_figure(6.4, 4.2)
     axes = new_axes(drawn, "y")
     axes.axhline(0, color=GREY, linewidth=0.8)
-    for name in dict.fromkeys(each.case[0] for each in found):
-        spans, colour = {each.gap: each for each in found if each.case[0] == name}, COLOURS[name]
+    names = dict.fromkeys(each.case[0] for each in found)
+    for name, colour in zip(names, COLOURS[: len(names)], strict=True):
+        spans = {each.gap: each for each in found if each.case[0] == name}
         intervals(axes, {gap: each.lead for gap, each in spans.items()}, colour)
         axes.plot([], [], "o", color=colour, markersize=3, label=name)
         for gap, each in spans.items():

@@ -46,7 +46,6 @@ def studied(monkeypatch: pytest.MonkeyPatch) -> dict[Cell, Row]:
     grid = Grid("digits", "test_resnet", (0.9, 0.7), (PLAIN, DEFAULT), (2,), 3, swept=3)
     monkeypatch.setattr(recovery_gap, "GRIDS", {"small": grid})
     monkeypatch.setattr(recovery_gap, "STUDIED", {"small": 3})
-    monkeypatch.setitem(recovery_gap.COLOURS, "small", "black")
     adds = {0.7: (1.0, 2.0, 3.0), 0.9: (0.0, 0.0, 0.0)}
     return rows_of(grid, 0.03, lambda c: 80 + (adds[c.removed][c.seed] if c.arm == DEFAULT else 0))
 
